@@ -1,0 +1,1 @@
+//! Both engine traits on one machine.

@@ -1,0 +1,191 @@
+//! A task as an ordered plan: inputs, executors, outputs, and where their files lie.
+//!
+//! Pure data and pure functions: nothing here knows of Kubernetes, processes or protocols. A
+//! plan is what crosses to the filer and to an attempt's process, as versioned JSON.
+//!
+//! # Scratch
+//!
+//! Scratch mirrors container paths: the file that executors see at `/work/a` lies at `work/a`
+//! below the scratch root. [`Plan::mounts`] says which parts of it executors see, and where.
+
+pub mod glob;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::tes::{FileType, Task, UrlSecrets};
+
+/// The version of the plan's JSON; a reader refuses others.
+pub const VERSION: u32 = 1;
+
+/// What one attempt at a task does, in order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The task's id.
+    pub task: String,
+    /// Put in place in this order; a later one wins over an earlier.
+    pub inputs: Vec<PlannedInput>,
+    /// Run one after another.
+    pub executors: Vec<PlannedExecutor>,
+    /// Delivered after the last executor.
+    pub outputs: Vec<PlannedOutput>,
+    /// What executors see of scratch. No mount lies inside another, and none is twice.
+    pub mounts: Vec<Mount>,
+    /// Absolute container paths of directories that exist, writable, before the first executor:
+    /// volumes, parents of outputs, working directories and parents of redirected streams, as
+    /// far as they lie in scratch. Parents come before children.
+    pub directories: Vec<String>,
+    /// What the attempt needs of a machine.
+    pub resources: PlannedResources,
+}
+
+/// One input.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedInput {
+    /// Its index in the task's document, for messages.
+    pub index: usize,
+    /// Where it comes from.
+    pub from: InputSource,
+    /// Absolute container path, normalised: no trailing slash, no `.` or empty component.
+    pub path: String,
+    /// File or directory.
+    pub kind: FileType,
+    /// The client's hint.
+    #[serde(default)]
+    pub streamable: bool,
+}
+
+/// Where an input comes from.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InputSource {
+    /// An address, **with** its credentials.
+    Url(String),
+    /// The content itself.
+    Content(String),
+}
+
+impl std::fmt::Debug for InputSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Url(url) => match url.parse::<crate::storage::StorageUrl>() {
+                Ok(url) => write!(f, "Url({url})"),
+                Err(_) => f.write_str("Url(?)"),
+            },
+            Self::Content(content) => write!(f, "Content({} bytes)", content.len()),
+        }
+    }
+}
+
+/// One executor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedExecutor {
+    /// The image reference.
+    pub image: String,
+    /// The argument vector.
+    pub command: Vec<String>,
+    /// Absolute, normalised; `None` is the image's own.
+    pub workdir: Option<String>,
+    /// Absolute, normalised.
+    pub stdin: Option<String>,
+    /// Absolute, normalised.
+    pub stdout: Option<String>,
+    /// Absolute, normalised.
+    pub stderr: Option<String>,
+    /// Over the image's environment.
+    pub env: BTreeMap<String, String>,
+    /// Whether a failure lets the task go on.
+    pub ignore_error: bool,
+}
+
+/// One output.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedOutput {
+    /// Its index in the task's document, for messages.
+    pub index: usize,
+    /// Where to, **with** credentials; a directory when `pattern` is given.
+    pub url: String,
+    /// What is collected.
+    pub from: OutputSource,
+    /// For an output that lies outside every mount (its directory belongs to the image): the
+    /// executors' supervisors copy it here, an absolute path in scratch that no mount shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collected_at: Option<String>,
+}
+
+impl std::fmt::Debug for PlannedOutput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PlannedOutput")
+            .field("from", &self.from)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is collected of an output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputSource {
+    /// The file at this path (quoting removed).
+    File(String),
+    /// The directory at this path (quoting removed).
+    Directory(String),
+    /// Everything that matches.
+    Pattern {
+        /// The POSIX pattern, as the client wrote it, slashes normalised.
+        pattern: String,
+        /// What is cut from a match to make its delivered name.
+        prefix: String,
+    },
+}
+
+/// A part of scratch that every executor sees at the same path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Absolute container path; in scratch it is the same path below the scratch root.
+    pub path: String,
+    /// A directory, or a single file whose directory belongs to the image.
+    pub kind: MountKind,
+}
+
+/// What is mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountKind {
+    /// A directory of scratch.
+    Directory,
+    /// One file of scratch, written in place (a rename would leave the old one mounted).
+    File,
+}
+
+/// What an attempt needs of a machine; `None` leaves it to the operator's defaults.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PlannedResources {
+    /// CPU cores.
+    pub cpu_cores: Option<u32>,
+    /// Bytes of memory.
+    pub ram_bytes: Option<u64>,
+    /// Bytes of scratch space.
+    pub disk_bytes: Option<u64>,
+    /// May run where it can be stopped at any time.
+    pub preemptible: bool,
+    /// Zones.
+    pub zones: Vec<String>,
+    /// Supported keys only, in canonical spelling.
+    pub backend_parameters: BTreeMap<String, String>,
+}
+
+/// Why a valid task has no plan.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PlanError(pub String);
+
+impl Plan {
+    /// The plan of a task; `secrets` put back the passwords that its URLs show as `***`.
+    pub fn new(id: &str, task: &Task, secrets: &UrlSecrets) -> Result<Self, PlanError> {
+        let _ = (id, task, secrets);
+        todo!()
+    }
+}

@@ -1,0 +1,1 @@
+//! POSIX patterns (XCU 2.13).

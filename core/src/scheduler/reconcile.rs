@@ -1,0 +1,1 @@
+//! The pure decision of what to do next for one task.

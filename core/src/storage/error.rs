@@ -1,0 +1,137 @@
+//! What can go wrong in a storage operation.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::url::StorageUrl;
+
+/// The result of a storage operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of failure it was, as far as a caller may act on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// There is nothing at this address.
+    NotFound,
+    /// These credentials do not allow the operation.
+    Denied,
+    /// The credentials are missing or wrong.
+    Unauthenticated,
+    /// The request makes no sense: a directory where a file is needed, a name the storage
+    /// cannot hold.
+    Invalid,
+    /// The plugin does not claim the operation.
+    Unsupported,
+    /// The other side cannot be reached or has trouble of its own.
+    Unavailable,
+    /// What arrived is not what was promised: too short, changed midway, a wrong checksum.
+    Corrupt,
+    /// The disk or the account is full.
+    Full,
+    /// Anything else.
+    Other,
+}
+
+/// A failed storage operation: kind, whether a retry may help, the address without
+/// credentials, and the cause.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    retryable: bool,
+    retry_after: Option<Duration>,
+    url: String,
+    message: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// A failure at `url`. [`ErrorKind::Unavailable`] and [`ErrorKind::Corrupt`] are
+    /// retryable, the others not; see [`Error::retryable`].
+    ///
+    /// `message` is a lower-case phrase that a person can act on and must hold no secret.
+    pub fn new(kind: ErrorKind, url: &StorageUrl, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            retryable: matches!(kind, ErrorKind::Unavailable | ErrorKind::Corrupt),
+            retry_after: None,
+            url: url.to_string(),
+            message: message.into(),
+            source: None,
+        }
+    }
+
+    /// The refusal of an operation that the plugin does not claim.
+    pub fn unsupported(url: &StorageUrl, operation: &str) -> Self {
+        Self::new(
+            ErrorKind::Unsupported,
+            url,
+            format!("this storage does not support {operation}"),
+        )
+    }
+
+    /// Overrides whether a retry may help.
+    #[must_use]
+    pub fn with_retryable(mut self, retryable: bool) -> Self {
+        self.retryable = retryable;
+        self
+    }
+
+    /// The wait that the other side asked for.
+    #[must_use]
+    pub fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
+        self.retry_after = wait;
+        self
+    }
+
+    /// Attaches the cause. Its text is shown after the message, so it must hold no secret.
+    #[must_use]
+    pub fn with_source(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What kind of failure it was.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// Whether the same operation may succeed when tried again.
+    pub fn is_retryable(&self) -> bool {
+        self.retryable
+    }
+
+    /// The wait that the other side asked for before a retry.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// The address, without credentials.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.url, self.message)?;
+        // The whole chain in one line: these texts end in a task's system log.
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source
+            .as_ref()
+            .map(|e| &**e as &(dyn std::error::Error + 'static))
+    }
+}
