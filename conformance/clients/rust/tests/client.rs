@@ -60,7 +60,7 @@ async fn the_tes_crate_creates_reads_lists_and_cancels() {
         .expect("a client");
 
     let info = client.service_info(NO_RETRIES).await.expect("service-info");
-    assert_eq!(info.ty().group(), "org.ga4gh");
+    assert_eq!(info.ty().group, "org.ga4gh");
 
     let sort = client.create_task(&task(&["sort", "/work/words"], "rust"), NO_RETRIES).await;
     let sort = sort.expect("create").id;
