@@ -130,6 +130,11 @@ impl Component {
             .then(|| self.literal_start())
     }
 
+    /// Whether this is `.` or `..`, which quoting can hide.
+    pub fn is_dots(&self) -> bool {
+        self.tokens.len() <= 2 && self.tokens.iter().all(|t| *t == Token::Byte(b'.'))
+    }
+
     fn literal_start(&self) -> String {
         let bytes = self.tokens.iter().map_while(|token| match token {
             Token::Byte(byte) => Some(*byte),

@@ -11,7 +11,7 @@ use super::read::{self, Draft, Indices};
 use super::rejection::{Faults, Place, shortened};
 use super::secrets::{self, UrlSecrets};
 use super::{Executor, FileType, Input, Output, Rejection, Resources, Task};
-use crate::plan::glob::Pattern;
+use crate::plan::glob::{Component, Pattern};
 use crate::plan::{Plan, PlanError, paths};
 
 pub use urls::PrefixRule;
@@ -211,6 +211,10 @@ impl Check<'_> {
                         }
                         tree.directory(directory, path_at);
                     }
+                    if pattern.components().iter().any(Component::is_dots) {
+                        let msg = "must not contain a .. component";
+                        self.faults.add(path_at, msg);
+                    }
                     self.path_prefix(output, &pattern, at.member("path_prefix"));
                 }
             }
@@ -370,3 +374,6 @@ impl Tree {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
