@@ -33,3 +33,6 @@ pub use secrets::UrlSecrets;
 pub use state::{Event, IllegalTransition, State};
 pub use validate::{Accepted, PrefixRule, Rules, accept};
 pub use view::View;
+
+#[cfg(test)]
+mod tests;
