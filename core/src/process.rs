@@ -170,18 +170,16 @@ async fn supervise(
     let exit = watch(&mut child, forwarded, &stop, grace, time_limit, &mut notes).await;
     let ended = Timestamp::now();
 
-    let end_of_drain = async {
-        tokio::time::sleep(DRAIN).await;
-        drain.cancel();
-        std::future::pending::<()>().await;
+    let streams = async { tokio::join!(stdout, stderr) };
+    tokio::pin!(streams);
+    let (stdout, stderr) = match tokio::time::timeout(DRAIN, &mut streams).await {
+        Ok(both) => both,
+        Err(_) => {
+            notes.push("a process that outlived the command held its output open".to_owned());
+            drain.cancel();
+            streams.await
+        }
     };
-    let (stdout, stderr) = tokio::select! {
-        both = async { tokio::join!(stdout, stderr) } => both,
-        () = end_of_drain => unreachable!("never ends"),
-    };
-    if drain.is_cancelled() {
-        notes.push("a process that outlived the command held its output open".to_owned());
-    }
     let mut exit_code = exit.code(&mut notes);
     let mut unwrap = |captured: Result<Captured, _>, name: &str| {
         let captured = captured.unwrap_or_else(|error| Captured {

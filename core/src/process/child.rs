@@ -207,13 +207,13 @@ fn find(name: &str, command: &Command) -> Result<PathBuf, Refusal> {
             }
         }
     }
-    Err(match unusable {
-        Some(reason) => Refusal::new(Refusal::NOT_EXECUTABLE, reason),
-        None => {
-            let reason = format!("{name:?} is not found in PATH ({})", path.to_string_lossy());
-            Refusal::new(Refusal::NOT_FOUND, reason)
-        }
-    })
+    let missing = || {
+        let reason = format!("{name:?} is not found in PATH ({})", path.to_string_lossy());
+        Refusal::new(Refusal::NOT_FOUND, reason)
+    };
+    Err(unusable.map_or_else(missing, |reason| {
+        Refusal::new(Refusal::NOT_EXECUTABLE, reason)
+    }))
 }
 
 enum Check {

@@ -57,7 +57,7 @@ async fn the_environment_is_exactly_the_given_one() {
     command.env.push(("A".into(), "$(B) $$".into()));
     assert_eq!(
         ended(command).await.stdout,
-        "PATH=/usr/bin:/bin\nA=$(B) $$\n"
+        "A=$(B) $$\nPATH=/usr/bin:/bin\n"
     );
 }
 
@@ -337,7 +337,9 @@ fn peak_memory() -> u64 {
 fn a_tail_begins_with_a_whole_character_and_replaces_what_is_not_text() {
     let text = |keep, pushes: &[&[u8]]| {
         let mut tail = Tail::new(keep);
-        pushes.iter().for_each(|bytes| tail.push(bytes));
+        for bytes in pushes {
+            tail.push(bytes);
+        }
         tail.into_text()
     };
     assert_eq!(text(4, &["aé€".as_bytes()]), "€");
