@@ -52,8 +52,8 @@ pub struct Command {
     pub echo: bool,
     /// Bytes kept of the end of each stream.
     pub tail: usize,
-    /// Whether to pass on HUP, INT, QUIT, TERM, USR1, USR2 and WINCH when this process receives
-    /// them. From then on they no longer end this process.
+    /// Whether to pass on HUP, INT, QUIT, USR1, USR2 and WINCH when this process receives them,
+    /// and to take TERM as `stop`. From then on they no longer end this process.
     pub forward_signals: bool,
     /// After this time the command is ended as by `stop`.
     pub time_limit: Option<Duration>,
@@ -172,13 +172,13 @@ async fn supervise(
 
     let streams = async { tokio::join!(stdout, stderr) };
     tokio::pin!(streams);
-    let (stdout, stderr) = match tokio::time::timeout(DRAIN, &mut streams).await {
-        Ok(both) => both,
-        Err(_) => {
-            notes.push("a process that outlived the command held its output open".to_owned());
-            drain.cancel();
-            streams.await
-        }
+    let in_time = tokio::time::timeout(DRAIN, &mut streams).await;
+    let (stdout, stderr) = if let Ok(both) = in_time {
+        both
+    } else {
+        notes.push("a process that outlived the command held its output open".to_owned());
+        drain.cancel();
+        streams.await
     };
     let mut exit_code = exit.code(&mut notes);
     let mut unwrap = |captured: Result<Captured, _>, name: &str| {
@@ -244,8 +244,13 @@ async fn watch(
                 continue;
             }
             signal = forwarded.next() => {
-                child.signal(signal);
-                continue;
+                if signal != Signal::TERM {
+                    child.signal(signal);
+                    continue;
+                }
+                if asked {
+                    continue;
+                }
             }
         }
         asked = true;
