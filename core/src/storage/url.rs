@@ -7,6 +7,8 @@ use percent_encoding::{
     AsciiSet, CONTROLS, percent_decode_str, percent_encode, utf8_percent_encode,
 };
 
+use crate::rooted::RelPath;
+
 /// The address of a file or directory: scheme, authority, and a path that is kept exactly as it
 /// was written.
 ///
@@ -107,6 +109,21 @@ impl StorageUrl {
         percent_decode_str(self.path()).collect()
     }
 
+    /// The path of a `file:` URL below `/`, percent-decoded, `.` and `..` resolved without
+    /// looking at any file. `None` when it has a NUL.
+    pub fn file_path(&self) -> Option<RelPath> {
+        let decoded = self.decoded_path();
+        let mut components: Vec<&[u8]> = Vec::new();
+        for component in decoded.split(|b| *b == b'/') {
+            match component {
+                b".." => drop(components.pop()),
+                b"" | b"." => {}
+                name => components.push(name),
+            }
+        }
+        RelPath::new(components.join(&b'/'))
+    }
+
     /// The address of `relative` (a raw file name path with `/`) below this directory: escaped
     /// as the scheme needs, with exactly one slash at the joint, query kept at the end.
     #[must_use]
@@ -127,6 +144,17 @@ impl StorageUrl {
         );
         Self {
             rest,
+            ..self.clone()
+        }
+    }
+
+    /// The address of another file in the same directory; `name` needs no escaping.
+    #[must_use]
+    pub(crate) fn sibling(&self, name: &str) -> Self {
+        let (path, tail) = self.rest.split_at(self.path().len());
+        let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+        Self {
+            rest: format!("{directory}/{name}{tail}"),
             ..self.clone()
         }
     }
