@@ -12,6 +12,8 @@ use argon2::Argon2;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use axum::http::{HeaderValue, StatusCode, header};
+use base64::Engine;
+use base64::engine::{GeneralPurpose, GeneralPurposeConfig, DecodePaddingMode};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
@@ -28,6 +30,12 @@ const WAITING: usize = 64;
 /// Checked for names that do not exist, so that time does not tell which do.
 const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$c29tZSBvdGhlciBzYWx0$R8PDqk0VCgB2kLm3KBPGcMYVZkTUPkhOdKb5JYh3Xyk";
 
+/// Some clients leave the padding out.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
 /// Checks passwords.
 #[derive(Debug)]
 pub(super) struct PasswordChecker {
@@ -39,7 +47,7 @@ pub(super) struct PasswordChecker {
 
 /// Splits the `user:password` of a Basic header.
 pub(super) fn decode(encoded: &str) -> Option<(String, String)> {
-    let text = String::from_utf8(from_base64(encoded)?).ok()?;
+    let text = String::from_utf8(BASE64.decode(encoded).ok()?).ok()?;
     let (name, password) = text.split_once(':')?;
     Some((name.to_owned(), password.to_owned()))
 }
@@ -133,30 +141,6 @@ impl PasswordChecker {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], (Instant, bool)>> {
         self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// RFC 4648 section 4; padding may be missing.
-fn from_base64(text: &str) -> Option<Vec<u8>> {
-    let text = text.trim_end_matches('=');
-    let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
-    let (mut bits, mut count) = (0u32, 0);
-    for c in text.bytes() {
-        let value = match c {
-            b'A'..=b'Z' => c - b'A',
-            b'a'..=b'z' => c - b'a' + 26,
-            b'0'..=b'9' => c - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(value);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count) as u8);
-        }
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]
