@@ -62,7 +62,9 @@ impl Authenticator {
             .and_then(|value| value.split_once(' '))
             .ok_or_else(|| unauthorized("this server wants a token or a user name and password"))?;
         let found = match credentials {
-            (scheme, token) if scheme.eq_ignore_ascii_case("bearer") => users.by_token(token.trim()),
+            (scheme, token) if scheme.eq_ignore_ascii_case("bearer") => {
+                users.by_token(token.trim())
+            }
             (scheme, encoded) if scheme.eq_ignore_ascii_case("basic") => {
                 users.by_password(encoded.trim()).await?
             }

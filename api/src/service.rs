@@ -35,7 +35,7 @@ use tesk_core::scheduler::TaskStore;
 use tesk_core::tes::Rules;
 
 pub use error::{ApiError, ErrorBody};
-pub use info::{LegacyServiceInfo, ServiceInfo};
+pub use info::LegacyServiceInfo;
 
 use crate::auth::{Authenticator, Caller};
 use crate::config::Config;
@@ -86,13 +86,13 @@ impl App {
     ) -> Self {
         let open = matches!(*auth, Authenticator::Open);
         let server = &config.server;
-        let info = ServiceInfo::new(&config.service_info, &rules);
+        let info = info::describe(&config.service_info, &rules);
         Self(Arc::new(Inner {
             store,
             guard: OriginGuard::new(&server.allowed_origins, server.listen, open),
             bodies: BodyReader::new(server.max_body.0 as usize, server.request_timeout.0),
             metrics: Metrics::new(),
-            legacy_service_info: json(&info.legacy()),
+            legacy_service_info: json(&LegacyServiceInfo::from(&info)),
             service_info: json(&info),
             openapi: json(&openapi::document(open)),
             context_path: server.context_path.clone(),
@@ -143,7 +143,11 @@ impl App {
             .fallback(async || ApiError::no_such_path())
             .method_not_allowed_fallback(async |request: axum::extract::Request| {
                 let tasks = request.uri().path().ends_with("/tasks");
-                ApiError::method_not_allowed(if tasks { "GET, HEAD, POST" } else { "GET, HEAD" })
+                ApiError::method_not_allowed(if tasks {
+                    "GET, HEAD, POST"
+                } else {
+                    "GET, HEAD"
+                })
             })
             .layer(from_fn_with_state(self.clone(), front::front))
             .with_state(self.clone())

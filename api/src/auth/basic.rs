@@ -13,7 +13,7 @@ use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use axum::http::{HeaderValue, StatusCode, header};
 use base64::Engine;
-use base64::engine::{GeneralPurpose, GeneralPurposeConfig, DecodePaddingMode};
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
@@ -134,7 +134,11 @@ impl PasswordChecker {
 
     fn remembered(&self, key: &[u8; 32]) -> Option<bool> {
         let (since, verdict) = *self.lock().get(key)?;
-        let ttl = if verdict { REMEMBER_RIGHT } else { REMEMBER_WRONG };
+        let ttl = if verdict {
+            REMEMBER_RIGHT
+        } else {
+            REMEMBER_WRONG
+        };
         (since.elapsed() < ttl).then_some(verdict)
     }
 

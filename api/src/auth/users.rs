@@ -62,7 +62,7 @@ struct User {
     password: Option<String>,
 }
 
-/// The line of a users file for a token.
+/// What a users file holds of a token, as bytes.
 pub fn token_digest(token: &str) -> [u8; 32] {
     Sha256::digest(token.as_bytes()).into()
 }
@@ -173,7 +173,9 @@ impl Users {
             };
             for token in user.tokens {
                 let digest = from_hex(&token).ok_or_else(|| {
-                    format!("user `{name}`: a token is not 64 hex digits; `tesk auth token` makes one")
+                    format!(
+                        "user `{name}`: a token is not 64 hex digits; `tesk auth token` makes one"
+                    )
                 })?;
                 if users.tokens.insert(digest, caller.clone()).is_some() {
                     return Err(format!("user `{name}`: a token is there twice"));
@@ -190,6 +192,15 @@ impl Users {
         }
         Ok(users)
     }
+}
+
+/// Bytes as lower-case hex digits, as a users file has them.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn from_hex(text: &str) -> Option<[u8; 32]> {

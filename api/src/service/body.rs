@@ -43,7 +43,11 @@ impl BodyReader {
     }
 
     /// The whole body.
-    pub(crate) async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Whole<'_>, ApiError> {
+    pub(crate) async fn read(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<Whole<'_>, ApiError> {
         match tokio::time::timeout(self.timeout, self.read_slowly(headers, body)).await {
             Ok(result) => result,
             Err(_) => Err(ApiError::new(
@@ -56,7 +60,11 @@ impl BodyReader {
         }
     }
 
-    async fn read_slowly(&self, headers: &HeaderMap, mut body: Body) -> Result<Whole<'_>, ApiError> {
+    async fn read_slowly(
+        &self,
+        headers: &HeaderMap,
+        mut body: Body,
+    ) -> Result<Whole<'_>, ApiError> {
         let announced = headers
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
@@ -71,8 +79,9 @@ impl BodyReader {
             .map_err(ApiError::internal)?;
         let mut whole = BytesMut::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame
-                .map_err(|_| ApiError::bad_request("the request body ended before it was complete"))?;
+            let frame = frame.map_err(|_| {
+                ApiError::bad_request("the request body ended before it was complete")
+            })?;
             let Ok(data) = frame.into_data() else {
                 continue;
             };
@@ -83,7 +92,10 @@ impl BodyReader {
             }
             if whole.is_empty() && announced == Some(data.len()) {
                 // The usual small body, in one piece: no copy.
-                return Ok(Whole { bytes: data, _share: share });
+                return Ok(Whole {
+                    bytes: data,
+                    _share: share,
+                });
             }
             whole.extend_from_slice(&data);
         }

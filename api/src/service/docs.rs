@@ -46,7 +46,12 @@ const START: &str = r##"SwaggerUIBundle({
 
 /// Those of Swagger UI's files that the page needs, unpacked once.
 static FILES: LazyLock<HashMap<&'static str, Bytes>> = LazyLock::new(|| {
-    unpack(&["swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"]).unwrap_or_default()
+    unpack(&[
+        "swagger-ui.css",
+        "swagger-ui-bundle.js",
+        "favicon-32x32.png",
+    ])
+    .unwrap_or_default()
 });
 
 fn unpack(names: &[&'static str]) -> zip::result::ZipResult<HashMap<&'static str, Bytes>> {
@@ -54,10 +59,13 @@ fn unpack(names: &[&'static str]) -> zip::result::ZipResult<HashMap<&'static str
     let mut files = HashMap::new();
     for index in 0..archive.len() {
         let mut file = archive.by_index(index)?;
+        let path = file.name()?.into_owned();
         let wanted = names.iter().find(|name| {
-            let folder = file.name().strip_suffix(*name);
+            let folder = path.strip_suffix(*name);
             // `<archive>/dist/`: other folders hold files of the same names.
-            folder.is_some_and(|folder| folder.ends_with("/dist/") && folder.matches('/').count() == 2)
+            folder.is_some_and(|folder| {
+                folder.ends_with("/dist/") && folder.matches('/').count() == 2
+            })
         });
         if let Some(name) = wanted {
             let mut content = Vec::new();
@@ -82,7 +90,10 @@ pub(super) async fn redirect(State(app): State<App>, uri: Uri) -> Response {
 
 /// The page.
 pub(super) async fn page() -> Response {
-    file("text/html; charset=utf-8", Bytes::from_static(PAGE.as_bytes()))
+    file(
+        "text/html; charset=utf-8",
+        Bytes::from_static(PAGE.as_bytes()),
+    )
 }
 
 /// A file of the page.
@@ -91,7 +102,9 @@ pub(super) async fn asset(Path(name): Path<String>) -> Result<Response, ApiError
         let start = Bytes::from_static(START.as_bytes());
         return Ok(file("text/javascript; charset=utf-8", start));
     }
-    let content = FILES.get(name.as_str()).ok_or_else(ApiError::no_such_path)?;
+    let content = FILES
+        .get(name.as_str())
+        .ok_or_else(ApiError::no_such_path)?;
     let kind = match name.rsplit('.').next() {
         Some("css") => "text/css; charset=utf-8",
         Some("js") => "text/javascript; charset=utf-8",

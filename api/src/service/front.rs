@@ -33,7 +33,8 @@ pub(super) async fn front(State(app): State<App>, request: Request, next: Next) 
     }
     let status = response.status();
     let took = start.elapsed();
-    app.metrics.answered(operation, &method, status.as_u16(), took);
+    app.metrics
+        .answered(operation, &method, status.as_u16(), took);
     // Paths only: a query can hold what a client would not want in a log.
     let line = || (id.to_str().unwrap_or_default(), took.as_secs_f64() * 1e3);
     macro_rules! access {
@@ -60,7 +61,9 @@ async fn answer(app: &App, request: Request<Body>, next: Next) -> Response {
     let result = if reads {
         match tokio::time::timeout(app.request_timeout, handler).await {
             Ok(result) => result,
-            Err(_) => return ApiError::unavailable("the server is too slow at present").into_response(),
+            Err(_) => {
+                return ApiError::unavailable("the server is too slow at present").into_response();
+            }
         }
     } else {
         handler.await

@@ -6,69 +6,10 @@ use axum::response::IntoResponse;
 use schemars::JsonSchema;
 use serde::Serialize;
 use tesk_core::tes::Rules;
+use tesk_core::tes::reply::{Organization, ServiceInfo, ServiceType};
 
 use super::App;
 use crate::config;
-
-/// The reply of GetServiceInfo.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ServiceInfo {
-    /// In reverse-domain form.
-    pub id: String,
-    /// A name for people.
-    pub name: String,
-    /// Which API this is.
-    #[serde(rename = "type")]
-    pub kind: ServiceType,
-    /// What the service is for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub description: Option<String>,
-    /// Who runs it.
-    pub organization: Organization,
-    /// Where to ask for help.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub contact_url: Option<String>,
-    /// Where it is described.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub documentation_url: Option<String>,
-    /// When the service was first offered.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub created_at: Option<String>,
-    /// When it last changed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub updated_at: Option<String>,
-    /// `prod`, `test`, `dev`, …
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub environment: Option<String>,
-    /// The version of this server.
-    pub version: String,
-    /// URL prefixes that inputs and outputs may use.
-    pub storage: Vec<String>,
-    /// The keys that `resources.backend_parameters` may hold.
-    #[serde(rename = "tesResources_backend_parameters")]
-    pub backend_parameters: Vec<String>,
-}
-
-/// Which API a service offers.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct ServiceType {
-    /// `org.ga4gh`
-    pub group: &'static str,
-    /// `tes`
-    pub artifact: &'static str,
-    /// The version of the specification.
-    pub version: &'static str,
-}
-
-/// Who runs a service.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Organization {
-    /// Their name.
-    pub name: String,
-    /// Their page.
-    pub url: String,
-}
 
 /// The reply that clients of TES 0.4 ask for below `/tasks/service-info`.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -81,38 +22,39 @@ pub struct LegacyServiceInfo {
     pub storage: Vec<String>,
 }
 
-impl ServiceInfo {
-    pub(crate) fn new(config: &config::ServiceInfo, rules: &Rules) -> Self {
-        let config = config.clone();
-        Self {
-            id: config.id,
-            name: config.name,
-            kind: ServiceType {
-                group: "org.ga4gh",
-                artifact: "tes",
-                version: "1.1.0",
-            },
-            description: config.description,
-            organization: Organization {
-                name: config.organization_name,
-                url: config.organization_url,
-            },
-            contact_url: config.contact_url,
-            documentation_url: config.documentation_url,
-            created_at: config.created_at,
-            updated_at: config.updated_at,
-            environment: config.environment,
-            version: env!("CARGO_PKG_VERSION").into(),
-            storage: rules.prefixes.iter().map(|rule| rule.prefix.clone()).collect(),
-            backend_parameters: rules.backend_parameters.keys().cloned().collect(),
-        }
+/// The description that `config` gives, with the storages and parameters of `rules`.
+pub(super) fn describe(config: &config::ServiceInfo, rules: &Rules) -> ServiceInfo {
+    let config = config.clone();
+    ServiceInfo {
+        id: config.id,
+        name: config.name,
+        kind: ServiceType::tes(),
+        description: config.description,
+        organization: Organization {
+            name: config.organization_name,
+            url: config.organization_url,
+        },
+        contact_url: config.contact_url,
+        documentation_url: config.documentation_url,
+        created_at: config.created_at,
+        updated_at: config.updated_at,
+        environment: config.environment,
+        version: env!("CARGO_PKG_VERSION").into(),
+        storage: rules
+            .prefixes
+            .iter()
+            .map(|rule| rule.prefix.clone())
+            .collect(),
+        backend_parameters: rules.backend_parameters.keys().cloned().collect(),
     }
+}
 
-    pub(crate) fn legacy(&self) -> LegacyServiceInfo {
-        LegacyServiceInfo {
-            name: self.name.clone(),
-            doc: self.description.clone().unwrap_or_default(),
-            storage: self.storage.clone(),
+impl From<&ServiceInfo> for LegacyServiceInfo {
+    fn from(info: &ServiceInfo) -> Self {
+        Self {
+            name: info.name.clone(),
+            doc: info.description.clone().unwrap_or_default(),
+            storage: info.storage.clone(),
         }
     }
 }

@@ -39,7 +39,9 @@ struct StateLabels {
 }
 
 fn histogram() -> Histogram {
-    Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0])
+    Histogram::new([
+        0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+    ])
 }
 
 impl Metrics {
@@ -98,7 +100,10 @@ impl Metrics {
     /// All of it in the OpenMetrics text format.
     pub(crate) fn show(&self, tasks: &[(State, u64)]) -> Result<String, std::fmt::Error> {
         for state in State::ALL {
-            let count = tasks.iter().find(|(s, _)| *s == state).map_or(0, |(_, n)| *n);
+            let count = tasks
+                .iter()
+                .find(|(s, _)| *s == state)
+                .map_or(0, |(_, n)| *n);
             let labels = StateLabels {
                 state: state.as_str(),
             };

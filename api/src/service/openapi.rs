@@ -5,11 +5,12 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
-use tesk_core::tes::{State as TaskState, Task, TaskLog};
+use tesk_core::tes::Task;
+use tesk_core::tes::reply::{CancelReply, CreateReply, ListReply, ServiceInfo, TaskReply};
 
 use super::App;
 use super::error::ErrorBody;
-use super::info::{LegacyServiceInfo, ServiceInfo};
+use super::info::LegacyServiceInfo;
 
 pub(super) async fn serve(State(app): State<App>) -> impl IntoResponse {
     (
@@ -121,7 +122,7 @@ fn paths() -> Value {
                     parameter("page_token", "The next_page_token of the page before.", &json!({ "type": "string" })),
                     view
                 ],
-                "responses": responses("A page of tasks.", &reference("ListTasksResponse"), &[("400", "A parameter has a value that is not allowed.")])
+                "responses": responses("A page of tasks.", &reference("ListReply"), &[("400", "A parameter has a value that is not allowed.")])
             },
             "post": {
                 "operationId": "CreateTask", "tags": ["tasks"],
@@ -133,7 +134,7 @@ fn paths() -> Value {
                     "schema": { "type": "string", "minLength": 1, "maxLength": 255 }
                 }],
                 "requestBody": { "required": true, "content": content(&reference("Task")) },
-                "responses": responses("The id of the new task.", &reference("CreateTaskResponse"), &[
+                "responses": responses("The id of the new task.", &reference("CreateReply"), &[
                     ("400", "The document is not JSON or breaks rules; every breach is listed."),
                     ("409", "The Idempotency-Key was used for another document."),
                     ("413", "The document is too large.")
@@ -151,7 +152,7 @@ fn paths() -> Value {
             "summary": "Cancel a task",
             "description": "Answers at once; the task is CANCELING until nothing of it runs. A task that has ended stays as it is.",
             "parameters": [id],
-            "responses": responses("Accepted.", &reference("CancelTaskResponse"), &[no_task])
+            "responses": responses("Accepted.", &reference("CancelReply"), &[no_task])
         }}
     })
 }
@@ -165,11 +166,13 @@ fn schemas() -> Value {
         .for_serialize()
         .into_generator();
     generator.subschema_for::<Task>();
-    generator.subschema_for::<TaskLog>();
-    generator.subschema_for::<TaskState>();
-    generator.subschema_for::<ErrorBody<'_>>();
+    generator.subschema_for::<TaskReply>();
+    generator.subschema_for::<ListReply>();
+    generator.subschema_for::<CreateReply>();
+    generator.subschema_for::<CancelReply>();
     generator.subschema_for::<ServiceInfo>();
     generator.subschema_for::<LegacyServiceInfo>();
+    generator.subschema_for::<ErrorBody<'_>>();
     let mut schemas = generator.take_definitions(false);
     for schema in schemas.values_mut() {
         forbid_null(schema);
@@ -183,46 +186,7 @@ fn schemas() -> Value {
             required.retain(|field| field != "type");
         }
     }
-    let reply = task_reply(schemas.get("Task").unwrap_or(&Value::Null));
-    schemas.insert("TaskReply".into(), reply);
-    schemas.insert(
-        "CreateTaskResponse".into(),
-        json!({ "type": "object", "required": ["id"], "properties": { "id": { "type": "string" } } }),
-    );
-    schemas.insert(
-        "CancelTaskResponse".into(),
-        json!({ "type": "object", "properties": {} }),
-    );
-    schemas.insert(
-        "ListTasksResponse".into(),
-        json!({
-            "type": "object", "required": ["tasks"],
-            "properties": {
-                "tasks": { "type": "array", "items": reference("TaskReply") },
-                "next_page_token": {
-                    "type": "string",
-                    "description": "Asks for the page after this one; absent on the last."
-                }
-            }
-        }),
-    );
     Value::Object(schemas)
-}
-
-/// A task as it is shown: the client's document in so far as the view shows it, and ours.
-fn task_reply(task: &Value) -> Value {
-    let mut reply = task.clone();
-    reply["description"] = json!("A task as the asked view shows it.");
-    reply["required"] = json!(["id", "state"]);
-    let properties = &mut reply["properties"];
-    properties["id"] = json!({ "type": "string", "description": "Opaque." });
-    properties["state"] = reference("State");
-    properties["creation_time"] = json!({ "type": "string", "format": "date-time" });
-    properties["logs"] = json!({
-        "type": "array", "items": reference("TaskLog"),
-        "description": "One entry for each attempt; the first exists from the beginning."
-    });
-    reply
 }
 
 /// Optional members are absent here, never null.

@@ -32,7 +32,9 @@ impl OriginGuard {
     pub(crate) fn new(allowed: &[String], listen: SocketAddr, open: bool) -> Self {
         let own_hosts = (open && listen.ip().is_loopback()).then(|| {
             let origins = allowed.iter().filter_map(|origin| origin.split_once("://"));
-            origins.map(|(_, authority)| host_of(authority).to_owned()).collect()
+            origins
+                .map(|(_, authority)| host_of(authority).to_owned())
+                .collect()
         });
         Self {
             allowed: allowed.to_vec(),
@@ -46,7 +48,9 @@ impl OriginGuard {
         let host = host(request);
         if let Some(own) = &self.own_hosts
             && !is_local_name(host_of(host))
-            && !own.iter().any(|name| name.eq_ignore_ascii_case(host_of(host)))
+            && !own
+                .iter()
+                .any(|name| name.eq_ignore_ascii_case(host_of(host)))
         {
             return Err(forbidden(
                 "this server does not have the name in the Host header; list its origin in server.allowed_origins",
@@ -76,7 +80,9 @@ impl OriginGuard {
     }
 
     fn is_listed(&self, origin: &HeaderValue) -> bool {
-        self.allowed.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes())
+        self.allowed
+            .iter()
+            .any(|allowed| allowed.as_bytes() == origin.as_bytes())
     }
 }
 
@@ -137,16 +143,22 @@ fn host_of(authority: &str) -> &str {
 /// Names that no DNS server can give away.
 fn is_local_name(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    host.eq_ignore_ascii_case("localhost")
+        || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn is_same(origin: &HeaderValue, host: &str) -> bool {
-    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    let origin = origin
+        .to_str()
+        .ok()
+        .and_then(|origin| origin.split_once("://"));
     origin.is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host))
 }
 
 fn is_cross_site(headers: &HeaderMap) -> bool {
-    headers.get("sec-fetch-site").is_some_and(|site| site.as_bytes() == b"cross-site")
+    headers
+        .get("sec-fetch-site")
+        .is_some_and(|site| site.as_bytes() == b"cross-site")
 }
 
 #[cfg(test)]
@@ -175,21 +187,38 @@ mod tests {
 
     #[test]
     fn a_name_that_was_rebound_to_loopback_is_refused_even_to_read() {
-        for host in ["localhost:8080", "127.0.0.1", "[::1]:8080", "127.9.9.9:1", "ui.example.org"] {
+        for host in [
+            "localhost:8080",
+            "127.0.0.1",
+            "[::1]:8080",
+            "127.9.9.9:1",
+            "ui.example.org",
+        ] {
             assert_eq!(status("GET", &[("host", host)]), 200, "{host}");
         }
-        for host in ["evil.example.com:8080", "localhost.evil.com", "10.0.0.1:8080", ""] {
+        for host in [
+            "evil.example.com:8080",
+            "localhost.evil.com",
+            "10.0.0.1:8080",
+            "",
+        ] {
             assert_eq!(status("GET", &[("host", host)]), 403, "{host}");
         }
     }
 
     #[test]
     fn a_foreign_page_can_change_nothing() {
-        assert_eq!(status("POST", &[("origin", "http://evil.example.com")]), 403);
+        assert_eq!(
+            status("POST", &[("origin", "http://evil.example.com")]),
+            403
+        );
         assert_eq!(status("POST", &[("origin", "null")]), 403);
         assert_eq!(status("POST", &[("origin", "http://127.0.0.1:3000")]), 403);
         assert_eq!(status("POST", &[("sec-fetch-site", "cross-site")]), 403);
-        assert_eq!(status("DELETE", &[("origin", "http://evil.example.com")]), 403);
+        assert_eq!(
+            status("DELETE", &[("origin", "http://evil.example.com")]),
+            403
+        );
         assert_eq!(status("GET", &[("origin", "http://evil.example.com")]), 200);
     }
 
@@ -197,15 +226,24 @@ mod tests {
     fn our_own_page_a_listed_one_and_no_page_at_all_may() {
         assert_eq!(status("POST", &[]), 200);
         assert_eq!(status("POST", &[("origin", "http://127.0.0.1:8080")]), 200);
-        let listed = [("origin", "https://ui.example.org"), ("sec-fetch-site", "cross-site")];
+        let listed = [
+            ("origin", "https://ui.example.org"),
+            ("sec-fetch-site", "cross-site"),
+        ];
         assert_eq!(status("POST", &listed), 200);
     }
 
     #[test]
     fn a_preflight_is_answered_for_listed_origins_only() {
         let ask = ("access-control-request-method", "POST");
-        assert_eq!(status("OPTIONS", &[("origin", "https://ui.example.org"), ask]), 204);
+        assert_eq!(
+            status("OPTIONS", &[("origin", "https://ui.example.org"), ask]),
+            204
+        );
         // Goes on to the router, which knows no OPTIONS: 405 without CORS headers.
-        assert_eq!(status("OPTIONS", &[("origin", "http://evil.example.com"), ask]), 200);
+        assert_eq!(
+            status("OPTIONS", &[("origin", "http://evil.example.com"), ask]),
+            200
+        );
     }
 }

@@ -76,7 +76,13 @@ pub async fn serve(
     }
     drop(listener);
     let timeout = settings.shutdown_timeout.0;
-    if tokio::time::timeout(timeout, graceful.shutdown()).await.is_err() {
-        tracing::warn!("requests did not end within {} s; leaving them", timeout.as_secs());
+    if tokio::time::timeout(timeout, graceful.shutdown())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            "requests did not end within {} s; leaving them",
+            timeout.as_secs()
+        );
     }
 }
