@@ -3,20 +3,47 @@
 //! Tasks, users and servers name files; this is the one place where such a name becomes a file
 //! of this machine. Resolution is the kernel's own (`openat2(2)`, Linux 5.6), so there is no
 //! window between a check and its use.
+//!
+//! What creates, renames or removes works on the last component itself, never on what a symlink
+//! there points to. Pipes, sockets and devices are refused without being opened. Modes are set
+//! exactly, whatever the umask.
 
-use std::fs::File;
+mod copy;
+mod remove;
+mod walk;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+pub use copy::copy_contents;
+pub use walk::{Found, Walk, WalkError};
 
 /// A path below a [`Root`]: relative, without `.`, `..`, empty components or NUL. The root
 /// itself is the empty path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RelPath(PathBuf);
 
+impl std::fmt::Display for RelPath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.display().fmt(f)
+    }
+}
+
 /// An open directory that is the whole world of the paths below it.
 #[derive(Debug)]
 pub struct Root {
+    /// Opened with `O_PATH`.
     directory: OwnedFd,
     path: PathBuf,
     symlinks: Symlinks,
@@ -37,14 +64,13 @@ impl RelPath {
     /// Reads `text`, `/`-separated; leading, trailing and double slashes and `.` components
     /// are dropped. `None` for a `..` component or a NUL.
     pub fn new(text: impl AsRef<[u8]>) -> Option<Self> {
-        use std::os::unix::ffi::OsStrExt;
         let mut path = PathBuf::new();
         for component in text.as_ref().split(|b| *b == b'/') {
             match component {
                 b"" | b"." => {}
                 b".." => return None,
                 name if name.contains(&0) => return None,
-                name => path.push(std::ffi::OsStr::from_bytes(name)),
+                name => path.push(OsStr::from_bytes(name)),
             }
         }
         Some(Self(path))
@@ -70,6 +96,17 @@ impl RelPath {
         }
     }
 
+    /// The last component, unless this is the root.
+    pub fn file_name(&self) -> Option<&OsStr> {
+        self.0.file_name()
+    }
+
+    /// The rest of this path below `directory`, if it lies there.
+    pub fn strip_prefix(&self, directory: &RelPath) -> Option<Self> {
+        let rest = self.0.strip_prefix(&directory.0).ok()?;
+        Some(Self(rest.to_owned()))
+    }
+
     /// The directory this lies in, unless it is the root.
     pub fn parent(&self) -> Option<Self> {
         if self.is_root() {
@@ -80,50 +117,374 @@ impl RelPath {
     }
 }
 
+/// How often a resolution is tried again that a rename elsewhere disturbed (`EAGAIN`).
+const MAX_DISTURBANCES: u32 = 1000;
+
 impl Root {
-    /// Opens the directory `path`.
+    /// Opens the directory `path`. Symlinks in `path` itself are followed: the operator wrote it.
+    ///
+    /// Fails with [`io::ErrorKind::Unsupported`] where `openat2(2)` is missing or forbidden.
     pub fn open(path: impl Into<PathBuf>, symlinks: Symlinks) -> io::Result<Self> {
-        let _ = (path.into(), symlinks);
-        todo!()
+        let path = path.into();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = Self {
+            directory: rustix::fs::openat(CWD, &path, flags, Mode::empty())?,
+            path,
+            symlinks,
+        };
+        root.resolve(Path::new("."), flags)
+            .map_err(explain_refusal)?;
+        Ok(root)
     }
+
+    /// The directory `path` below this one as a root of its own.
+    pub fn descend(&self, path: &RelPath) -> io::Result<Self> {
+        Ok(Self {
+            directory: self.open_dir(path)?,
+            path: self.path.join(path.as_path()),
+            symlinks: self.symlinks,
+        })
+    }
+
     /// Where it is, for messages and for tools that need a path.
     pub fn path(&self) -> &Path {
         &self.path
     }
-    /// Opens a file for reading. Pipes, sockets and devices are refused without being opened
-    /// for real (`O_NONBLOCK`, then a check of the type).
+
+    /// Opens a file for reading. Pipes, sockets and devices are refused without being opened.
     pub fn open_file(&self, path: &RelPath) -> io::Result<File> {
-        let _ = path;
-        todo!()
+        expect_regular(&self.metadata(path)?)?;
+        // Between the check and the opening the file may have become a pipe: with `O_NONBLOCK`
+        // the opening returns at once, and the second check refuses it.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        regular(self.resolve(path.as_path(), flags)?)
     }
-    /// Creates or truncates a file for writing; parents must exist.
+
+    /// Creates or truncates a file for writing; parents must exist. A symlink there is refused.
+    /// A new file gets exactly `mode`; one that was there keeps its own, and its inode.
     pub fn create_file(&self, path: &RelPath, mode: u32) -> io::Result<File> {
-        let _ = (path, mode);
-        todo!()
+        match self.symlink_metadata(path) {
+            Ok(found) => expect_regular(&found)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => match self.create_new(path, mode) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                done => return done,
+            },
+            Err(e) => return Err(e),
+        }
+        let (parent, name) = self.open_parent(path)?;
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW;
+        let file = regular(rustix::fs::openat(
+            &parent,
+            name,
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?)?;
+        file.set_len(0)?;
+        Ok(file)
     }
-    /// Creates a directory and its parents; fine if it is there.
+
+    /// Creates a file for reading and writing that must not be there yet, with exactly `mode`;
+    /// parents must exist.
+    pub fn create_new(&self, path: &RelPath, mode: u32) -> io::Result<File> {
+        let (parent, name) = self.open_parent(path)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let fd = rustix::fs::openat(&parent, name, flags | OFlags::CLOEXEC, Mode::from(0o600))?;
+        rustix::fs::fchmod(&fd, Mode::from(mode & 0o7777))?;
+        Ok(File::from(fd))
+    }
+
+    /// Creates a file under a temporary name beside `target`, to be [renamed](Self::rename) to
+    /// it. It is gone when the [`TempFile`] is dropped before that.
+    pub fn create_temp(
+        self: &std::sync::Arc<Self>,
+        target: &RelPath,
+        mode: u32,
+    ) -> io::Result<TempFile> {
+        let directory = target.parent().ok_or(Errno::ISDIR)?;
+        let name = temp_name();
+        let path = RelPath(directory.0.join(name));
+        let file = self.create_new(&path, mode)?;
+        let root = self.clone();
+        Ok(TempFile {
+            root,
+            path: Some(path),
+            file: std::sync::Arc::new(file),
+        })
+    }
+
+    /// Creates a directory and its parents; fine if it is there. Each new one gets exactly
+    /// `mode`.
     pub fn create_dir_all(&self, path: &RelPath, mode: u32) -> io::Result<()> {
-        let _ = (path, mode);
-        todo!()
+        match self.open_dir(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            done => return done.map(drop),
+        }
+        let mut parent = self.open_dir(&RelPath::default())?;
+        let mut so_far = RelPath::default();
+        for component in path.as_path().components() {
+            let name = component.as_os_str();
+            so_far.0.push(name);
+            match rustix::fs::mkdirat(&parent, name, Mode::from(0o700)) {
+                Ok(()) => {
+                    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+                    let made =
+                        rustix::fs::openat(&parent, name, flags | OFlags::CLOEXEC, Mode::empty())?;
+                    rustix::fs::fchmod(&made, Mode::from(mode & 0o7777))?;
+                    parent = made;
+                }
+                Err(Errno::EXIST) => parent = self.open_dir(&so_far)?,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
     }
+
     /// What is at `path`, symlinks followed (within the root).
-    pub fn metadata(&self, path: &RelPath) -> io::Result<std::fs::Metadata> {
-        let _ = path;
-        todo!()
+    pub fn metadata(&self, path: &RelPath) -> io::Result<Metadata> {
+        let fd = self.resolve(path.as_path(), OFlags::PATH | OFlags::CLOEXEC)?;
+        File::from(fd).metadata()
     }
+
+    /// What is at `path`; a symlink there is not followed.
+    pub fn symlink_metadata(&self, path: &RelPath) -> io::Result<Metadata> {
+        File::from(self.open_itself(path)?).metadata()
+    }
+
+    /// Where the symlink at `path` points to, as it is written there.
+    pub fn read_link(&self, path: &RelPath) -> io::Result<PathBuf> {
+        let (parent, name) = self.open_parent(path)?;
+        let target = rustix::fs::readlinkat(&parent, name, Vec::new())?;
+        Ok(OsString::from_vec(target.into_bytes()).into())
+    }
+
     /// The names in a directory, unsorted, without `.` and `..`.
-    pub fn read_dir(&self, path: &RelPath) -> io::Result<Vec<std::ffi::OsString>> {
-        let _ = path;
-        todo!()
+    pub fn read_dir(&self, path: &RelPath) -> io::Result<Vec<OsString>> {
+        self.iterate_dir(path)?.collect()
     }
+
+    /// Everything below the directory `path`, symlinks followed within the root; see [`Walk`].
+    pub fn walk(self: &std::sync::Arc<Self>, path: &RelPath) -> io::Result<Walk> {
+        Walk::new(self.clone(), path)
+    }
+
+    /// Sets the permission bits of what is at `path`; a symlink there is refused.
+    pub fn set_mode(&self, path: &RelPath, mode: u32) -> io::Result<()> {
+        let fd = self.open_itself(path)?;
+        if File::from(fd.try_clone()?).metadata()?.is_symlink() {
+            return Err(Errno::LOOP.into());
+        }
+        Ok(chmod_fd(&fd, mode)?)
+    }
+
     /// Renames a file, replacing one that is there.
     pub fn rename(&self, from: &RelPath, to: &RelPath) -> io::Result<()> {
-        let _ = (from, to);
-        todo!()
+        let (from, from_name) = self.open_parent(from)?;
+        let (to, to_name) = self.open_parent(to)?;
+        Ok(rustix::fs::renameat(&from, from_name, &to, to_name)?)
     }
+
     /// Removes a file (not following a symlink) or an empty directory.
     pub fn remove(&self, path: &RelPath) -> io::Result<()> {
-        let _ = path;
-        todo!()
+        let (parent, name) = self.open_parent(path)?;
+        match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
+            Err(Errno::ISDIR) => rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?,
+            done => done?,
+        }
+        Ok(())
+    }
+
+    /// Removes what is at `path` and everything below it, following no symlink; nothing there
+    /// is fine. The root itself is emptied, not removed. Directories that their owner may not
+    /// change are made changeable first.
+    pub fn remove_all(&self, path: &RelPath) -> io::Result<()> {
+        if !path.is_root() {
+            match self.remove(path) {
+                Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                done => return done,
+            }
+        }
+        remove::empty(&remove::open(&self.open_itself(path)?)?)?;
+        if path.is_root() {
+            Ok(())
+        } else {
+            self.remove(path)
+        }
+    }
+
+    /// Writes a directory's names to disk, so that a rename in it survives a crash.
+    pub fn sync_dir(&self, path: &RelPath) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::fsync(self.resolve(path.as_path(), flags)?)?)
+    }
+
+    /// The directory itself, for callers that pass it to another process.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    fn iterate_dir(
+        &self,
+        path: &RelPath,
+    ) -> io::Result<impl Iterator<Item = io::Result<OsString>> + use<>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        names_in(self.resolve(path.as_path(), flags)?)
+    }
+
+    fn open_dir(&self, path: &RelPath) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        self.resolve(path.as_path(), flags)
+    }
+
+    fn open_parent<'a>(&self, path: &'a RelPath) -> io::Result<(OwnedFd, &'a OsStr)> {
+        let name = path.file_name().ok_or(Errno::ISDIR)?;
+        Ok((self.open_dir(&path.parent().unwrap_or_default())?, name))
+    }
+
+    fn open_itself(&self, path: &RelPath) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if path.is_root() {
+            return self.resolve(path.as_path(), flags);
+        }
+        let (parent, name) = self.open_parent(path)?;
+        Ok(rustix::fs::openat(&parent, name, flags, Mode::empty())?)
+    }
+
+    fn resolve(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        let path = if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            path
+        };
+        let how = ResolveFlags::NO_MAGICLINKS
+            | match self.symlinks {
+                Symlinks::Beneath => ResolveFlags::BENEATH,
+                Symlinks::InRoot => ResolveFlags::IN_ROOT,
+            };
+        let mut disturbances = 0;
+        loop {
+            match rustix::fs::openat2(&self.directory, path, flags, Mode::empty(), how) {
+                Err(Errno::AGAIN) if disturbances < MAX_DISTURBANCES => disturbances += 1,
+                Err(Errno::INTR) => {}
+                Err(Errno::XDEV) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::PermissionDenied,
+                        "a symlink leads out of the directory",
+                    ));
+                }
+                done => return Ok(done?),
+            }
+        }
+    }
+}
+
+/// What temporary names begin and end with; between them are 32 random hexadecimal digits.
+const TEMP_PREFIX: &str = ".tesk-";
+const TEMP_SUFFIX: &str = ".part";
+
+/// A new name for a file that is not finished; needs no escaping in any URL.
+pub(crate) fn temp_name() -> String {
+    format!("{TEMP_PREFIX}{:032x}{TEMP_SUFFIX}", rand::random::<u128>())
+}
+
+/// Whether `name` is one that [`Root::create_temp`] gives: a file that is not finished, or was
+/// left behind by a crash.
+pub fn is_temp_name(name: &OsStr) -> bool {
+    name.to_str()
+        .and_then(|n| n.strip_prefix(TEMP_PREFIX)?.strip_suffix(TEMP_SUFFIX))
+        .is_some_and(|hex| hex.len() == 32 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// A file under a temporary name; removed when dropped, unless it was [kept](TempFile::keep).
+#[derive(Debug)]
+pub struct TempFile {
+    root: std::sync::Arc<Root>,
+    path: Option<RelPath>,
+    file: std::sync::Arc<File>,
+}
+
+impl TempFile {
+    /// The open file.
+    pub fn file(&self) -> &std::sync::Arc<File> {
+        &self.file
+    }
+
+    /// Gives the file its name, replacing a file that is there.
+    pub fn keep(mut self, target: &RelPath) -> io::Result<()> {
+        if let Some(path) = &self.path {
+            self.root.rename(path, target)?;
+        }
+        self.path = None;
+        Ok(())
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path
+            && let Err(error) = self.root.remove(path)
+        {
+            tracing::warn!(%path, %error, "a temporary file was left behind");
+        }
+    }
+}
+
+/// The names in an open directory without `.` and `..`.
+fn names_in(directory: OwnedFd) -> io::Result<impl Iterator<Item = io::Result<OsString>>> {
+    let entries = rustix::fs::Dir::new(directory)?;
+    Ok(entries.filter_map(|entry| match entry {
+        Ok(entry) => match entry.file_name().to_bytes() {
+            b"." | b".." => None,
+            name => Some(Ok(OsStr::from_bytes(name).to_owned())),
+        },
+        Err(e) => Some(Err(e.into())),
+    }))
+}
+
+/// `fchmod` refuses an `O_PATH` descriptor, and opening for real may be forbidden by the very
+/// mode to be changed; the descriptor's entry in /proc is neither.
+fn chmod_fd(fd: &OwnedFd, mode: u32) -> Result<(), Errno> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    rustix::fs::chmodat(CWD, path, Mode::from(mode & 0o7777), AtFlags::empty())
+}
+
+fn regular(fd: OwnedFd) -> io::Result<File> {
+    let file = File::from(fd);
+    expect_regular(&file.metadata()?)?;
+    Ok(file)
+}
+
+fn expect_regular(found: &Metadata) -> io::Result<()> {
+    let kind = found.file_type();
+    if kind.is_file() {
+        return Ok(());
+    }
+    if kind.is_dir() {
+        return Err(io::Error::new(
+            io::ErrorKind::IsADirectory,
+            "is a directory",
+        ));
+    }
+    let what = if kind.is_symlink() {
+        "is a symlink"
+    } else if kind.is_fifo() {
+        "is a pipe, not a regular file"
+    } else if kind.is_socket() {
+        "is a socket, not a regular file"
+    } else {
+        "is a device, not a regular file"
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, what))
+}
+
+fn explain_refusal(error: io::Error) -> io::Error {
+    match Errno::from_io_error(&error) {
+        // Old seccomp profiles answer EPERM to system calls they do not know.
+        Some(Errno::NOSYS | Errno::PERM) => io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the system call openat2 is not available: it needs Linux 5.6 or later and a seccomp \
+             profile that allows it",
+        ),
+        _ => error,
     }
 }

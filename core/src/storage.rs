@@ -8,11 +8,13 @@
 //! - [`url`]: [`StorageUrl`], an address with its credentials kept apart and hidden.
 //! - [`error`]: [`Error`] = kind + retryable + redacted URL + source.
 //! - [`capabilities`]: what a plugin can do; everything else is refused.
+//! - [`file`]: bytes from open files, for plugins that have such.
 //! - [`source`]: bytes to be written that can be read again from any offset.
 //! - [`registry`]: `[[storage]]` entries of the configuration, routed by longest prefix.
 
 pub mod capabilities;
 pub mod error;
+pub mod file;
 pub mod registry;
 pub mod source;
 pub mod url;
@@ -236,6 +238,13 @@ pub struct LocalPath {
     pub root: Arc<Root>,
     /// The path below it.
     pub path: RelPath,
+}
+
+impl LocalPath {
+    /// Its address as a `file:` URL, for messages.
+    pub fn url(&self) -> StorageUrl {
+        StorageUrl::from_path(&self.root.path().join(self.path.as_path()))
+    }
 }
 
 /// Entries as they arrive.

@@ -3,7 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{
+    AsciiSet, CONTROLS, percent_decode_str, percent_encode, utf8_percent_encode,
+};
+
+use crate::rooted::RelPath;
 
 /// The address of a file or directory: scheme, authority, and a path that is kept exactly as it
 /// was written.
@@ -42,6 +46,26 @@ pub enum InvalidUrl {
 }
 
 impl StorageUrl {
+    /// The `file:` URL of a path of this machine.
+    pub fn from_path(path: &std::path::Path) -> Self {
+        use std::os::unix::ffi::OsStrExt;
+        Self {
+            rest: percent_encode(path.as_os_str().as_bytes(), UNSAFE_IN_PATH).to_string(),
+            ..Self::nowhere()
+        }
+    }
+
+    /// An address of nothing, for messages about bytes in memory.
+    pub(crate) fn nowhere() -> Self {
+        Self {
+            scheme: "file".into(),
+            user: None,
+            password: None,
+            host: String::new(),
+            rest: String::new(),
+        }
+    }
+
     /// The scheme, in lower case.
     pub fn scheme(&self) -> &str {
         &self.scheme
@@ -85,6 +109,21 @@ impl StorageUrl {
         percent_decode_str(self.path()).collect()
     }
 
+    /// The path of a `file:` URL below `/`, percent-decoded, `.` and `..` resolved without
+    /// looking at any file. `None` when it has a NUL.
+    pub fn file_path(&self) -> Option<RelPath> {
+        let decoded = self.decoded_path();
+        let mut components: Vec<&[u8]> = Vec::new();
+        for component in decoded.split(|b| *b == b'/') {
+            match component {
+                b".." => drop(components.pop()),
+                b"" | b"." => {}
+                name => components.push(name),
+            }
+        }
+        RelPath::new(components.join(&b'/'))
+    }
+
     /// The address of `relative` (a raw file name path with `/`) below this directory: escaped
     /// as the scheme needs, with exactly one slash at the joint, query kept at the end.
     #[must_use]
@@ -105,6 +144,17 @@ impl StorageUrl {
         );
         Self {
             rest,
+            ..self.clone()
+        }
+    }
+
+    /// The address of another file in the same directory; `name` needs no escaping.
+    #[must_use]
+    pub(crate) fn sibling(&self, name: &str) -> Self {
+        let (path, tail) = self.rest.split_at(self.path().len());
+        let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+        Self {
+            rest: format!("{directory}/{name}{tail}"),
             ..self.clone()
         }
     }
@@ -146,6 +196,38 @@ impl StorageUrl {
         out.push_str(&self.host);
         out.push_str(&self.rest);
         out
+    }
+}
+
+impl StorageUrl {
+    /// Every form in which something secret of this address may turn up in a text, the longest
+    /// first: user information, password, query and the values in it.
+    pub(crate) fn secrets(&self) -> Vec<String> {
+        let mut secrets = Vec::new();
+        if let Some(password) = self.password() {
+            let user = self.user().unwrap_or_default();
+            let encoded = utf8_percent_encode(password, UNSAFE_IN_USERINFO).to_string();
+            secrets.extend([format!("{user}:{encoded}@"), format!("{user}:{password}")]);
+            secrets.extend([encoded, password.to_owned()]);
+        } else if let Some(user) = self.user() {
+            secrets.push(format!("{user}@"));
+        }
+        if let Some(query) = self.query() {
+            secrets.push(query.to_owned());
+            for value in query
+                .split('&')
+                .filter_map(|pair| pair.split_once('=').map(|p| p.1))
+            {
+                // Short ones (`v=2`) are no secrets, and cutting them would garble the text.
+                if value.len() >= 8 {
+                    secrets.push(value.to_owned());
+                    secrets.push(percent_decode_str(value).decode_utf8_lossy().into_owned());
+                }
+            }
+        }
+        secrets.retain(|secret| !secret.is_empty());
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        secrets
     }
 }
 

@@ -1,0 +1,230 @@
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::sync::Arc;
+
+use super::*;
+
+fn rel(path: &str) -> RelPath {
+    RelPath::new(path).unwrap()
+}
+
+/// A root below a directory that also holds `secret`.
+fn fixture(symlinks: Symlinks) -> (tempfile::TempDir, Arc<Root>) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("secret"), "no").unwrap();
+    std::fs::create_dir_all(dir.path().join("root/d")).unwrap();
+    std::fs::write(dir.path().join("root/d/f"), "yes").unwrap();
+    let root = Root::open(dir.path().join("root"), symlinks).unwrap();
+    (dir, Arc::new(root))
+}
+
+#[test]
+fn a_path_with_dot_dot_or_nul_is_none() {
+    assert!(RelPath::new("a/../b").is_none());
+    assert!(RelPath::new("a\0").is_none());
+    assert_eq!(rel("/a//./b/").as_path(), Path::new("a/b"));
+    assert!(rel("/").is_root());
+}
+
+#[test]
+fn symlinks_beneath_are_followed_and_those_out_are_denied() {
+    let (dir, root) = fixture(Symlinks::Beneath);
+    symlink("d/f", root.path().join("in")).unwrap();
+    symlink("../secret", root.path().join("out")).unwrap();
+    symlink(dir.path().join("root/d/f"), root.path().join("absolute")).unwrap();
+    assert_eq!(
+        io::read_to_string(root.open_file(&rel("in")).unwrap()).unwrap(),
+        "yes"
+    );
+    for path in ["out", "absolute"] {
+        let error = root.open_file(&rel(path)).unwrap_err();
+        assert_eq!(
+            error.kind(),
+            io::ErrorKind::PermissionDenied,
+            "{path}: {error}"
+        );
+    }
+}
+
+#[test]
+fn in_root_takes_the_root_for_slash() {
+    let (_dir, root) = fixture(Symlinks::InRoot);
+    symlink("/d/f", root.path().join("absolute")).unwrap();
+    symlink("../../../../d/f", root.path().join("up")).unwrap();
+    symlink("/secret", root.path().join("out")).unwrap();
+    for path in ["absolute", "up"] {
+        assert_eq!(
+            io::read_to_string(root.open_file(&rel(path)).unwrap()).unwrap(),
+            "yes"
+        );
+    }
+    let error = root.open_file(&rel("out")).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
+fn magic_links_are_refused() {
+    let (_dir, root) = fixture(Symlinks::InRoot);
+    symlink("/proc/self/root/etc/passwd", root.path().join("m")).unwrap();
+    assert!(root.open_file(&rel("m")).is_err());
+    let proc = Root::open("/proc", Symlinks::InRoot).unwrap();
+    assert!(proc.open_file(&rel("self/root/etc/passwd")).is_err());
+}
+
+#[test]
+fn pipes_sockets_and_devices_are_refused_without_blocking() {
+    let (_dir, root) = fixture(Symlinks::InRoot);
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        root.path().join("pipe"),
+        rustix::fs::FileType::Fifo,
+        Mode::from(0o600),
+        0,
+    )
+    .unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(root.path().join("socket")).unwrap();
+    for path in ["pipe", "socket"] {
+        assert!(
+            root.open_file(&rel(path))
+                .unwrap_err()
+                .to_string()
+                .contains(path)
+        );
+        assert!(
+            root.create_file(&rel(path), 0o600)
+                .unwrap_err()
+                .to_string()
+                .contains(path)
+        );
+    }
+    let dev = Root::open("/dev", Symlinks::Beneath).unwrap();
+    assert!(
+        dev.open_file(&rel("null"))
+            .unwrap_err()
+            .to_string()
+            .contains("device")
+    );
+}
+
+#[test]
+fn modes_are_exact_whatever_the_umask() {
+    let (_dir, root) = fixture(Symlinks::InRoot);
+    let mode = |p| root.metadata(&rel(p)).unwrap().mode() & 0o7777;
+    root.create_dir_all(&rel("x/y/z"), 0o777).unwrap();
+    root.create_file(&rel("x/f"), 0o666).unwrap();
+    assert_eq!(
+        [mode("x"), mode("x/y"), mode("x/y/z"), mode("x/f")],
+        [0o777, 0o777, 0o777, 0o666]
+    );
+    root.set_mode(&rel("x/f"), 0o000).unwrap();
+    root.set_mode(&rel("x/f"), 0o751).unwrap();
+    assert_eq!(mode("x/f"), 0o751);
+}
+
+#[test]
+fn creating_never_writes_through_a_symlink() {
+    let (dir, root) = fixture(Symlinks::InRoot);
+    symlink("d/f", root.path().join("l")).unwrap();
+    symlink("nowhere", root.path().join("dangling")).unwrap();
+    assert!(root.create_file(&rel("l"), 0o600).is_err());
+    assert!(root.create_file(&rel("dangling"), 0o600).is_err());
+    assert!(root.create_new(&rel("dangling"), 0o600).is_err());
+    assert!(root.set_mode(&rel("l"), 0o600).is_err());
+    let temp = root.create_temp(&rel("l"), 0o600).unwrap();
+    temp.keep(&rel("l")).unwrap();
+    assert!(!root.symlink_metadata(&rel("l")).unwrap().is_symlink());
+    assert_eq!(std::fs::read(dir.path().join("root/d/f")).unwrap(), b"yes");
+}
+
+#[test]
+fn a_file_created_over_one_keeps_its_inode() {
+    let (_dir, root) = fixture(Symlinks::InRoot);
+    let before = root.metadata(&rel("d/f")).unwrap().ino();
+    root.create_file(&rel("d/f"), 0o600).unwrap();
+    let after = root.metadata(&rel("d/f")).unwrap();
+    assert_eq!((after.ino(), after.len()), (before, 0));
+}
+
+#[test]
+fn a_temporary_file_that_is_not_kept_is_gone() {
+    let (_dir, root) = fixture(Symlinks::InRoot);
+    let temp = root.create_temp(&rel("d/new"), 0o600).unwrap();
+    let names = root.read_dir(&rel("d")).unwrap();
+    assert_eq!(names.iter().filter(|n| is_temp_name(n)).count(), 1);
+    drop(temp);
+    assert_eq!(root.read_dir(&rel("d")).unwrap(), ["f"]);
+}
+
+#[test]
+fn removing_a_tree_leaves_what_its_links_point_to() {
+    let (dir, root) = fixture(Symlinks::InRoot);
+    symlink("../..", root.path().join("d/up")).unwrap();
+    root.remove_all(&rel("d")).unwrap();
+    root.remove_all(&rel("d")).unwrap();
+    assert!(root.read_dir(&rel("")).unwrap().is_empty());
+    assert!(dir.path().join("secret").exists());
+}
+
+#[test]
+fn a_walk_follows_links_within_and_reports_the_others() {
+    let (_dir, root) = fixture(Symlinks::Beneath);
+    let at = root.path();
+    std::fs::create_dir_all(at.join("d/deep/empty")).unwrap();
+    symlink("../f", at.join("d/deep/link")).unwrap();
+    symlink("..", at.join("d/deep/loop")).unwrap();
+    symlink("../../secret", at.join("d/out")).unwrap();
+    symlink("nowhere", at.join("d/dangling")).unwrap();
+    std::fs::set_permissions(at.join("d/f"), std::fs::Permissions::from_mode(0o640)).unwrap();
+    let (mut found, mut refused) = (Vec::new(), Vec::new());
+    for item in root.walk(&rel("d")).unwrap() {
+        match item {
+            Ok(item) => found.push((item.path.to_string(), item.is_link, item.metadata.is_dir())),
+            Err(error) => refused.push(error.path.to_string()),
+        }
+    }
+    found.sort();
+    refused.sort();
+    let expected = [
+        ("deep", false, true),
+        ("deep/empty", false, true),
+        ("deep/link", true, false),
+        ("f", false, false),
+    ];
+    assert_eq!(
+        found,
+        expected.map(|(path, link, dir)| (path.to_owned(), link, dir))
+    );
+    assert_eq!(refused, ["dangling", "deep/loop", "out"]);
+}
+
+#[test]
+fn a_copy_of_a_source_that_became_shorter_is_an_error() {
+    let (_dir, root) = fixture(Symlinks::InRoot);
+    let from = root.open_file(&rel("d/f")).unwrap();
+    let to = root.create_new(&rel("copy"), 0o600).unwrap();
+    let go_on = |_| std::ops::ControlFlow::Continue(());
+    copy_contents(&from, &to, 3, go_on).unwrap();
+    assert_eq!(
+        io::read_to_string(root.open_file(&rel("copy")).unwrap()).unwrap(),
+        "yes"
+    );
+    let error = copy_contents(&from, &to, 4, go_on).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    let stop = |_| std::ops::ControlFlow::Break(());
+    let error = copy_contents(&from, &to, 3, stop).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+}
+
+#[test]
+fn a_tree_deeper_than_any_path_can_name_is_removed() {
+    let (_dir, root) = fixture(Symlinks::InRoot);
+    let mut at = root.open_dir(&rel("d")).unwrap();
+    let name = "n".repeat(200);
+    for _ in 0..100 {
+        rustix::fs::mkdirat(&at, &name, Mode::from(0o700)).unwrap();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        at = rustix::fs::openat(&at, &name, flags, Mode::empty()).unwrap();
+    }
+    root.set_mode(&rel("d"), 0o500).unwrap();
+    root.remove_all(&rel("d")).unwrap();
+    assert!(root.read_dir(&rel("")).unwrap().is_empty());
+}
