@@ -292,22 +292,21 @@ impl Prefix {
     ) -> std::result::Result<usize, Unserved> {
         let path = Path::of(url).ok_or(Unserved::Nul)?;
         let host = comparable_host(url);
-        let mut with_index = prefixes.clone().enumerate();
+        let mut in_order = prefixes.clone().enumerate();
         let chosen =
-            with_index.find(|(_, prefix)| prefix.matches(url.scheme(), &host, &path.resolved));
-        match chosen {
+            in_order.find(|(_, prefix)| prefix.matches(url.scheme(), &host, &path.resolved));
+        if let Some((index, prefix)) = chosen {
             // A server resolves `..` itself, after the prefix has chosen the credentials.
-            Some((_, prefix)) if path.climbs && url.scheme() != "file" && prefix.path.is_some() => {
-                Err(Unserved::Climbs)
+            if path.climbs && url.scheme() != "file" && prefix.path.is_some() {
+                return Err(Unserved::Climbs);
             }
-            Some((index, _)) => Ok(index),
-            None if prefixes
-                .clone()
-                .any(|prefix| prefix.matches(url.scheme(), &host, &path.written)) =>
-            {
-                Err(Unserved::ClimbsOut)
-            }
-            None => Err(Unserved::Unknown),
+            return Ok(index);
+        }
+        let mut prefixes = prefixes;
+        if prefixes.any(|prefix| prefix.matches(url.scheme(), &host, &path.written)) {
+            Err(Unserved::ClimbsOut)
+        } else {
+            Err(Unserved::Unknown)
         }
     }
 
