@@ -10,6 +10,7 @@
 mod deliver;
 mod find;
 mod place;
+pub mod report;
 mod supervised;
 mod tree;
 
