@@ -10,7 +10,10 @@
 mod deliver;
 mod find;
 mod place;
+pub mod report;
 mod supervised;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use std::io;

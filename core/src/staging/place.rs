@@ -11,10 +11,10 @@ use crate::plan::{InputSource, Mount, MountKind, Plan, PlannedInput};
 use crate::rooted::{RelPath, Root};
 use crate::storage::{LocalPath, StorageUrl};
 use crate::tes::FileType;
-use crate::transfer::Engine;
+use crate::transfer::{Engine, FETCHED_MODE};
 
 /// For whatever user an image has.
-const ANYBODY: u32 = 0o777;
+const ANYBODY: u32 = FETCHED_MODE;
 /// As programs expect it of `/tmp`.
 const ANYBODY_STICKY: u32 = 0o1777;
 /// Inputs on their way at once. What really runs in parallel the engine's own limits decide.
@@ -85,7 +85,7 @@ pub async fn inputs(plan: &Plan, scratch: &Arc<Root>, engine: &Engine) -> Result
 }
 
 /// How many of the first inputs do not touch each other: none is at, above or below another.
-fn independent(inputs: &[PlannedInput]) -> usize {
+pub(super) fn independent(inputs: &[PlannedInput]) -> usize {
     let mut taken: HashSet<&str> = HashSet::new();
     let mut above: HashSet<&str> = HashSet::new();
     for (count, input) in inputs.iter().enumerate() {
