@@ -101,6 +101,12 @@ impl RelPath {
         self.0.file_name()
     }
 
+    /// The rest of this path below `directory`, if it lies there.
+    pub fn strip_prefix(&self, directory: &RelPath) -> Option<Self> {
+        let rest = self.0.strip_prefix(&directory.0).ok()?;
+        Some(Self(rest.to_owned()))
+    }
+
     /// The directory this lies in, unless it is the root.
     pub fn parent(&self) -> Option<Self> {
         if self.is_root() {
@@ -376,7 +382,8 @@ impl Root {
 const TEMP_PREFIX: &str = ".tesk-";
 const TEMP_SUFFIX: &str = ".part";
 
-fn temp_name() -> String {
+/// A new name for a file that is not finished; needs no escaping in any URL.
+pub(crate) fn temp_name() -> String {
     format!("{TEMP_PREFIX}{:032x}{TEMP_SUFFIX}", rand::random::<u128>())
 }
 

@@ -1,19 +1,61 @@
 //! The engine that moves files through any [`Storage`](crate::storage::Storage).
+//!
+//! Plugins speak a protocol; everything that all of them would get wrong in their own way is
+//! here, once:
+//!
+//! - **Retries** with exponential backoff and jitter, for errors that a plugin calls retryable.
+//! - **Timeouts** on progress, not on transfers: 1 TB may take a day, silence may not.
+//! - **Resume** at the byte reached where a storage reads ranges and tells versions apart; a file
+//!   that changes midway is begun anew, never mixed.
+//! - **Parallel** files, ranges of large files, and parts of uploads, within limits for memory
+//!   and for connections to a host that all transfers of an engine share.
+//! - **Nothing half-done is visible**: local files are renamed into place when they are whole;
+//!   remote ones too, where a storage writes in place but can rename.
+//! - **Verification**: the size always; a checksum where the storage tells one (MD5, SHA-256),
+//!   except for copies inside this machine's kernel. One stream is hashed as it is written;
+//!   ranges and uploads are read once more, from the local file.
+//! - **Hostile names** in listings (`..`, absolute, NUL, twice, below a file) end the transfer
+//!   before anything of that name is made.
+//! - **No secrets in errors**: credentials and queries are cut from whatever a plugin says.
+//!
+//! Dropping a transfer's future stops it soon and leaves no partial file behind, except one that
+//! is written in place.
+
+mod directory;
+mod fetch;
+mod limits;
+mod progress;
+mod read;
+mod retry;
+mod settings;
+mod store;
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::{Deserialize, Serialize};
-
+use self::limits::Limits;
+use self::retry::with_retries;
 use crate::rooted::RelPath;
-use crate::storage::{self, LocalPath, Registry, StorageUrl};
+use crate::storage::{Error, LocalPath, Registry, Result, StorageUrl};
 
-/// The `[transfer]` section of the configuration.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {}
+pub use settings::Settings;
+
+/// The mode of every file and directory that is fetched: a task's inputs are its own copies, to
+/// be read, changed and run by whatever user its image has.
+pub const FETCHED_MODE: u32 = 0o777;
 
 /// Moves files. Cheap to clone; clones share limits, buffers and progress.
 #[derive(Clone, Debug)]
-pub struct Engine {}
+pub struct Engine {
+    registry: Arc<Registry>,
+    settings: Arc<Settings>,
+    limits: Arc<Limits>,
+    counters: Arc<Counters>,
+}
 
 /// A file that was moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,65 +72,105 @@ pub struct Moved {
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Files begun.
-    pub files_total: std::sync::atomic::AtomicU64,
+    pub files_total: AtomicU64,
     /// Files done.
-    pub files_done: std::sync::atomic::AtomicU64,
+    pub files_done: AtomicU64,
     /// Bytes known of.
-    pub bytes_total: std::sync::atomic::AtomicU64,
-    /// Bytes done.
-    pub bytes_done: std::sync::atomic::AtomicU64,
+    pub bytes_total: AtomicU64,
+    /// Bytes done. What a failed try has moved is taken back.
+    pub bytes_done: AtomicU64,
+}
+
+impl Counters {
+    fn expect_file(&self) {
+        self.files_total.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn file_done(&self) {
+        self.files_done.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Engine {
     /// An engine over the storages of `registry`.
     pub fn new(registry: Arc<Registry>, settings: &Settings) -> Self {
-        let _ = (registry, settings);
-        todo!()
+        Self {
+            registry,
+            limits: Arc::new(Limits::new(settings)),
+            settings: Arc::new(settings.clone()),
+            counters: Arc::default(),
+        }
+    }
+
+    /// The storages that this engine moves files between.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
     }
 
     /// The counters of all transfers of this engine.
     pub fn counters(&self) -> Arc<Counters> {
-        todo!()
+        self.counters.clone()
     }
 
-    /// Fetches the file `url` to `to` (parents are made; a file there is replaced, or written
-    /// in place with `in_place`). A directory at `url` is `Invalid`.
+    /// Fetches the file `url` to `to`, with [`FETCHED_MODE`]. Parents are made; a file or symlink
+    /// there is replaced, or with `in_place` a file is overwritten and keeps its inode and mode.
+    /// A directory at `url` is [`Invalid`](crate::storage::ErrorKind::Invalid).
     pub async fn fetch_file(
         &self,
         url: &StorageUrl,
         to: &LocalPath,
         in_place: bool,
-    ) -> storage::Result<Moved> {
-        let _ = (url, to, in_place);
-        todo!()
+    ) -> Result<Moved> {
+        let storage = self.registry.route(url)?;
+        self.counted(self.fetch(&storage, url, None, to, in_place))
+            .await
     }
 
-    /// Fetches everything below the directory `url` into the directory `to`; a file at `url`
-    /// is `Invalid`. Trees merge.
-    pub async fn fetch_directory(
-        &self,
-        url: &StorageUrl,
-        to: &LocalPath,
-    ) -> storage::Result<Vec<Moved>> {
-        let _ = (url, to);
-        todo!()
+    /// Fetches everything below the directory `url` into the directory `to`, with
+    /// [`FETCHED_MODE`], empty directories included; sorted by path. A file at `url` is
+    /// [`Invalid`](crate::storage::ErrorKind::Invalid). Trees merge. The first failure ends the rest.
+    pub async fn fetch_directory(&self, url: &StorageUrl, to: &LocalPath) -> Result<Vec<Moved>> {
+        let url = url.without_trailing_slash();
+        let storage = self.registry.route(&url)?;
+        self.fetch_tree(&storage, &url, to).await
     }
 
-    /// Delivers the local file `from` to `url`.
-    pub async fn store_file(&self, from: &LocalPath, url: &StorageUrl) -> storage::Result<Moved> {
-        let _ = (from, url);
-        todo!()
+    /// Delivers the local file `from` to `url`, with its mode where the storage has modes.
+    pub async fn store_file(&self, from: &LocalPath, url: &StorageUrl) -> Result<Moved> {
+        let storage = self.registry.route(url)?;
+        let named = from.url();
+        self.counted(self.store_local(from, &named, &storage, url))
+            .await
     }
 
-    /// Makes the directory `url` where the storage has directories; else does nothing.
-    pub async fn make_directory(&self, url: &StorageUrl) -> storage::Result<()> {
-        let _ = url;
-        todo!()
+    /// Makes the directory `url` and its parents where the storage has directories; else does
+    /// nothing.
+    pub async fn make_directory(&self, url: &StorageUrl) -> Result<()> {
+        let storage = self.registry.route(url)?;
+        if !storage.capabilities().write {
+            return Err(Error::unsupported(url, "writing"));
+        }
+        if !storage.capabilities().directories {
+            return Ok(());
+        }
+        with_retries(&self.settings, url, || async {
+            let _permit = self.limits.stream(&[url]).await;
+            storage.make_directory(url).await
+        })
+        .await
     }
 
-    /// Copies one file from any storage to any other (`filer copy`).
-    pub async fn copy(&self, from: &StorageUrl, to: &StorageUrl) -> storage::Result<Moved> {
-        let _ = (from, to);
-        todo!()
+    /// Copies one file from any storage to any other.
+    pub async fn copy(&self, from: &StorageUrl, to: &StorageUrl) -> Result<Moved> {
+        self.counted(self.copy_between(from, to)).await
+    }
+
+    /// Runs the transfer of one file when there is room for another.
+    async fn counted(&self, transfer: impl Future<Output = Result<Moved>>) -> Result<Moved> {
+        let _permit = self.limits.file().await;
+        self.counters.expect_file();
+        let moved = transfer.await?;
+        self.counters.file_done();
+        Ok(moved)
     }
 }

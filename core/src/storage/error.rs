@@ -41,6 +41,8 @@ pub struct Error {
     kind: ErrorKind,
     retryable: bool,
     retry_after: Option<Duration>,
+    /// Core has tried often enough: the error keeps its meaning, but is not tried again.
+    exhausted: bool,
     url: String,
     message: String,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
@@ -56,6 +58,7 @@ impl Error {
             kind,
             retryable: matches!(kind, ErrorKind::Unavailable | ErrorKind::Corrupt),
             retry_after: None,
+            exhausted: false,
             url: url.to_string(),
             message: message.into(),
             source: None,
@@ -146,6 +149,18 @@ impl Error {
     ) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    pub(crate) fn exhausted_after(mut self, attempts: u32) -> Self {
+        self.exhausted = true;
+        if attempts > 1 {
+            self.message = format!("gave up after {attempts} attempts: {}", self.message);
+        }
+        self
+    }
+
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.exhausted
     }
 
     /// What kind of failure it was.

@@ -299,7 +299,11 @@ impl Prefix {
             && host_matches
             && self.path.as_ref().is_none_or(|prefix| {
                 path.strip_prefix(prefix.as_slice())
-                    .is_some_and(|rest| matches!(rest.first(), None | Some(b'/' | b'?' | b'#')))
+                    .is_some_and(|rest| match rest.first() {
+                        None | Some(b'/') => true,
+                        Some(b'?' | b'#') => !is_object_store(scheme) && scheme != "file",
+                        Some(_) => false,
+                    })
             })
     }
 }

@@ -148,6 +148,17 @@ impl StorageUrl {
         }
     }
 
+    /// The address of another file in the same directory; `name` needs no escaping.
+    #[must_use]
+    pub(crate) fn sibling(&self, name: &str) -> Self {
+        let (path, tail) = self.rest.split_at(self.path().len());
+        let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+        Self {
+            rest: format!("{directory}/{name}{tail}"),
+            ..self.clone()
+        }
+    }
+
     /// The same address without trailing slashes in its path.
     #[must_use]
     pub fn without_trailing_slash(&self) -> Self {

@@ -1,0 +1,268 @@
+//! Whole directories: a listing, streamed, its files moved in parallel.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use tokio::task::JoinSet;
+
+use super::fetch::blocking;
+use super::retry::{Retry, in_time, stalled};
+use super::{Engine, FETCHED_MODE, Moved};
+use crate::rooted::RelPath;
+use crate::storage::{
+    Entry, EntryKind, EntryStream, Error, ErrorKind, LocalPath, Result, Storage, StorageUrl,
+};
+
+impl Engine {
+    pub(super) async fn fetch_tree(
+        &self,
+        storage: &Arc<dyn Storage>,
+        url: &StorageUrl,
+        to: &LocalPath,
+    ) -> Result<Vec<Moved>> {
+        if !storage.capabilities().list {
+            return Err(Error::unsupported(url, "listing directories"));
+        }
+        let mut files = JoinSet::new();
+        let moved = self.fetch_listed(storage, url, to, &mut files).await;
+        // After a failure: nothing of the rest may go on behind the caller's back.
+        files.shutdown().await;
+        moved
+    }
+
+    async fn fetch_listed(
+        &self,
+        storage: &Arc<dyn Storage>,
+        url: &StorageUrl,
+        to: &LocalPath,
+        files: &mut JoinSet<Result<Moved>>,
+    ) -> Result<Vec<Moved>> {
+        make_directory(to, RelPath::default()).await?;
+        let mut names = Names::default();
+        let mut moved = Vec::new();
+        let mut retry = Retry::new(&self.settings);
+        'listing: loop {
+            names.pass += 1;
+            let opened = in_time(&self.settings, url, storage.list(url)).await;
+            let mut entries = match opened {
+                Ok(entries) => entries,
+                Err(error) => {
+                    retry.after(error).await?;
+                    continue;
+                }
+            };
+            loop {
+                let entry = match self.next_entry(url, &mut entries).await {
+                    Ok(Some(entry)) => entry,
+                    Ok(None) => break 'listing,
+                    Err(error) => {
+                        retry.after(error).await?;
+                        continue 'listing;
+                    }
+                };
+                let Some(path) = names.admit(url, &entry)? else {
+                    continue;
+                };
+                let EntryKind::File(info) = entry.kind else {
+                    make_directory(to, path).await?;
+                    continue;
+                };
+                let permit = self.limits.file().await;
+                while let Some(done) = files.try_join_next() {
+                    moved.push(finished(url, done)?);
+                }
+                let (engine, storage, from) =
+                    (self.clone(), storage.clone(), url.join(&entry.path));
+                let to = LocalPath {
+                    root: to.root.clone(),
+                    path: to.path.join(&path),
+                };
+                self.counters.expect_file();
+                files.spawn(async move {
+                    let _permit = permit;
+                    let moved = engine
+                        .fetch(&storage, &from, Some(info), &to, false)
+                        .await?;
+                    engine.counters.file_done();
+                    Ok(Moved { path, ..moved })
+                });
+            }
+        }
+        while let Some(done) = files.join_next().await {
+            moved.push(finished(url, done)?);
+        }
+        moved.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(moved)
+    }
+
+    async fn next_entry(
+        &self,
+        url: &StorageUrl,
+        entries: &mut EntryStream,
+    ) -> Result<Option<Entry>> {
+        let timeout = self.settings.progress_timeout();
+        match tokio::time::timeout(timeout, entries.next()).await {
+            Ok(entry) => entry.transpose().map_err(|error| error.scrubbed(url)),
+            Err(_) => Err(stalled(timeout, url)),
+        }
+    }
+}
+
+async fn make_directory(to: &LocalPath, path: RelPath) -> Result<()> {
+    let (root, path) = (to.root.clone(), to.path.join(&path));
+    let made = blocking(move || root.create_dir_all(&path, FETCHED_MODE)).await;
+    made.map_err(|e| Error::io(&to.url(), "cannot be made", e))
+}
+
+fn finished(
+    url: &StorageUrl,
+    done: Result<Result<Moved>, tokio::task::JoinError>,
+) -> Result<Moved> {
+    done.unwrap_or_else(|e| {
+        let message = "a transfer ended unexpectedly";
+        Err(Error::new(ErrorKind::Other, url, message).with_source(e))
+    })
+}
+
+/// The names that a listing has given so far, and what each is. This is where hostile ones end.
+#[derive(Debug, Default)]
+struct Names {
+    /// Which run of the listing this is: a retried one names everything again.
+    pass: u32,
+    seen: HashMap<RelPath, Name>,
+}
+
+#[derive(Debug)]
+struct Name {
+    is_file: bool,
+    /// The run of the listing that named it; 0 for a directory that only is in the path of
+    /// something.
+    pass: u32,
+}
+
+impl Names {
+    /// The path of an entry that is safe to make; `None` for one that was dealt with in an
+    /// earlier run, or that is the listed directory itself.
+    fn admit(&mut self, url: &StorageUrl, entry: &Entry) -> Result<Option<RelPath>> {
+        let refused = |why: &str| {
+            let shown = entry.path.escape_debug();
+            let message = format!("the listing is refused: `{shown}` {why}");
+            Error::new(ErrorKind::Invalid, url, message)
+        };
+        let is_file = matches!(entry.kind, EntryKind::File(_));
+        let name = entry.path.as_str();
+        let name = if is_file {
+            name
+        } else {
+            name.trim_end_matches('/')
+        };
+        if name.is_empty() && !is_file {
+            return Ok(None);
+        }
+        // What is cut or folded here would name another file than the server meant.
+        let bad = |c: &str| matches!(c, "" | "." | "..") || c.contains('\0') || c.len() > 255;
+        if name.split('/').any(bad) {
+            return Err(refused("is no path below the directory"));
+        }
+        let path = RelPath::new(name).ok_or_else(|| refused("is no path below the directory"))?;
+        let mut parent = path.parent();
+        while let Some(directory) = parent.filter(|p| !p.is_root()) {
+            parent = directory.parent();
+            match self.seen.entry(directory) {
+                Slot::Occupied(known) if known.get().is_file => {
+                    return Err(refused("lies below a file"));
+                }
+                // Its own parents are known too.
+                Slot::Occupied(_) => break,
+                Slot::Vacant(new) => {
+                    let is_file = false;
+                    new.insert(Name { is_file, pass: 0 });
+                }
+            }
+        }
+        let pass = self.pass;
+        match self.seen.entry(path.clone()) {
+            Slot::Vacant(new) => {
+                new.insert(Name { is_file, pass });
+                Ok(Some(path))
+            }
+            Slot::Occupied(known) if known.get().is_file != is_file => {
+                Err(refused("is both a file and a directory"))
+            }
+            Slot::Occupied(mut known) => match std::mem::replace(&mut known.get_mut().pass, pass) {
+                before if before == pass => Err(refused("is listed twice")),
+                // A directory that was only seen as a parent: files will have made it.
+                _ => Ok((!is_file).then_some(path)),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admit(names: &mut Names, path: &str, kind: EntryKind) -> Result<Option<RelPath>> {
+        let path = path.to_owned();
+        names.admit(&"ftp://host/d".parse().unwrap(), &Entry { path, kind })
+    }
+
+    fn file() -> EntryKind {
+        EntryKind::File(crate::storage::FileInfo::default())
+    }
+
+    #[test]
+    fn hostile_names_never_become_paths() {
+        for path in [
+            "../x",
+            "a/../../x",
+            "/etc/passwd",
+            "a//b",
+            ".",
+            "",
+            "a/.",
+            "a/",
+            "a\0b",
+        ] {
+            let error = admit(&mut Names::default(), path, file()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{path:?}");
+            assert!(!error.is_retryable());
+        }
+        let long = "n".repeat(256);
+        assert!(admit(&mut Names::default(), &long, file()).is_err());
+    }
+
+    #[test]
+    fn a_name_is_a_file_or_a_directory_and_comes_once() {
+        let mut names = Names::default();
+        names.pass = 1;
+        assert!(admit(&mut names, "a/b", file()).unwrap().is_some());
+        assert!(admit(&mut names, "a/b", file()).is_err(), "twice");
+        assert!(admit(&mut names, "a/b/c", file()).is_err(), "below a file");
+        assert!(
+            admit(&mut names, "a", file()).is_err(),
+            "a directory before"
+        );
+        assert!(
+            admit(&mut names, "a/b", EntryKind::Directory).is_err(),
+            "a file before"
+        );
+        assert!(
+            admit(&mut names, "a/", EntryKind::Directory)
+                .unwrap()
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn a_listing_that_is_tried_again_moves_nothing_twice() {
+        let mut names = Names::default();
+        names.pass = 1;
+        assert!(admit(&mut names, "a", file()).unwrap().is_some());
+        names.pass = 2;
+        assert!(admit(&mut names, "a", file()).unwrap().is_none());
+        assert!(admit(&mut names, "b", file()).unwrap().is_some());
+    }
+}

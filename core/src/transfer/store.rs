@@ -1,0 +1,293 @@
+//! From a file, or another storage, to a storage.
+
+use std::sync::Arc;
+
+use futures_util::stream::{FuturesUnordered, TryStreamExt as _};
+
+use super::fetch::blocking;
+use super::progress::Progress;
+use super::read::{RemoteFile, Resuming};
+use super::retry::{Retry, in_time, stalled, with_retries};
+use super::verify::Hasher;
+use super::{Engine, Moved};
+use crate::rooted::{RelPath, Root, Symlinks, temp_name};
+use crate::storage::file::Sink as _;
+use crate::storage::{
+    ByteRange, EntryKind, Error, ErrorKind, LocalPath, Result, Source, Storage, StorageUrl, Upload,
+    Written,
+};
+
+impl Engine {
+    /// Writes `source` to `url` and makes sure that it arrived. `from` is where the source lies,
+    /// if that is another host.
+    pub(super) async fn store(
+        &self,
+        source: &Source,
+        from: Option<&StorageUrl>,
+        storage: &Arc<dyn Storage>,
+        url: &StorageUrl,
+    ) -> Result<Moved> {
+        let claims = storage.capabilities();
+        if !claims.write {
+            return Err(Error::unsupported(url, "writing"));
+        }
+        let size = source.size();
+        if let Some(most) = claims.max_file_size.filter(|most| size > *most) {
+            let message = format!("{size} bytes are more than this storage can hold ({most})");
+            return Err(Error::new(ErrorKind::Invalid, url, message));
+        }
+        let mut retry = Retry::new(&self.settings);
+        loop {
+            match self.try_store(source, from, storage, url).await {
+                Ok(()) => break,
+                Err(error) => retry.after(error.scrubbed(url)).await?,
+            }
+        }
+        Ok(Moved {
+            path: RelPath::default(),
+            url: url.to_string(),
+            size,
+        })
+    }
+
+    async fn try_store(
+        &self,
+        source: &Source,
+        from: Option<&StorageUrl>,
+        storage: &Arc<dyn Storage>,
+        url: &StorageUrl,
+    ) -> Result<()> {
+        let claims = storage.capabilities();
+        // What others can see of a write that is not atomic is a file of another name.
+        let temporary = (claims.rename && !claims.atomic_write).then(|| url.sibling(&temp_name()));
+        let target = temporary.as_ref().unwrap_or(url);
+        let progress = Progress::new(&self.counters);
+        progress.expect(source.size());
+        let metered = source.clone().with_meter(progress.clone());
+        let done = async {
+            let written = self
+                .write(&metered, from, storage, target, &progress)
+                .await?;
+            self.check_stored(source, storage, target, &written).await?;
+            if let Some(temporary) = &temporary {
+                in_time(&self.settings, url, storage.rename(temporary, url)).await?;
+            }
+            Ok(())
+        }
+        .await;
+        match &done {
+            Ok(()) => progress.keep(),
+            Err(_) => {
+                if let Some(temporary) = temporary.filter(|_| claims.remove) {
+                    // The first error is the one to tell.
+                    let removing = storage.remove(&temporary);
+                    if let Err(error) = in_time(&self.settings, &temporary, removing).await {
+                        tracing::warn!(%error, "a temporary file was left behind");
+                    }
+                }
+            }
+        }
+        done
+    }
+
+    async fn write(
+        &self,
+        source: &Source,
+        from: Option<&StorageUrl>,
+        storage: &Arc<dyn Storage>,
+        url: &StorageUrl,
+        progress: &Arc<Progress>,
+    ) -> Result<Written> {
+        let mut hosts = vec![url];
+        hosts.extend(from);
+        if storage.capabilities().parts {
+            let upload = with_retries(&self.settings, url, || async {
+                let _permit = self.limits.stream(&[url]).await;
+                storage.begin_upload(url, source.size()).await
+            });
+            let upload = upload.await?;
+            let done = self.upload(&*upload, source, url, &hosts, progress).await;
+            if done.is_err()
+                && let Err(error) = in_time(&self.settings, url, upload.abort()).await
+            {
+                tracing::warn!(%error, "parts of an upload were left behind");
+            }
+            return done;
+        }
+        let _permit = self.limits.stream(&hosts).await;
+        self.watched(url, source.size(), progress, storage.write(url, source))
+            .await
+    }
+
+    /// Sends all parts, several at the same time, each with its own retries.
+    async fn upload(
+        &self,
+        upload: &dyn Upload,
+        source: &Source,
+        url: &StorageUrl,
+        hosts: &[&StorageUrl],
+        progress: &Arc<Progress>,
+    ) -> Result<Written> {
+        let size = upload.part_size().max(1);
+        let one = |index: u64| async move {
+            let mut retry = Retry::new(&self.settings);
+            loop {
+                let _permit = self.limits.buffered(hosts, size).await;
+                let part = upload.part(index, source);
+                match self.watched(url, u64::MAX, progress, part).await {
+                    Ok(()) => return Ok(()),
+                    Err(error) => retry.after(error).await?,
+                }
+            }
+        };
+        // An empty file has one part, which is empty.
+        let mut parts = 0..source.size().div_ceil(size).max(1);
+        let mut running = FuturesUnordered::new();
+        running.extend(
+            parts
+                .by_ref()
+                .take(self.settings.parallel_ranges.max(1))
+                .map(one),
+        );
+        while running.try_next().await?.is_some() {
+            running.extend(parts.next().map(one));
+        }
+        let mut retry = Retry::new(&self.settings);
+        loop {
+            let limit = self.settings.commit_timeout();
+            let done = match tokio::time::timeout(limit, upload.complete()).await {
+                Ok(done) => done,
+                Err(_) => Err(stalled(limit, url)),
+            };
+            match done {
+                Ok(written) => return Ok(written),
+                Err(error) => retry.after(error.scrubbed(url)).await?,
+            }
+        }
+    }
+
+    /// Runs a write as long as bytes move, and then as long as a commit may take.
+    async fn watched<T>(
+        &self,
+        url: &StorageUrl,
+        size: u64,
+        progress: &Progress,
+        writing: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let mut writing = std::pin::pin!(writing);
+        loop {
+            let before = progress.so_far();
+            let limit = if before >= size {
+                self.settings.commit_timeout()
+            } else {
+                self.settings.progress_timeout()
+            };
+            match tokio::time::timeout(limit, &mut writing).await {
+                Ok(done) => return done.map_err(|error| error.scrubbed(url)),
+                Err(_) if progress.so_far() > before => {}
+                Err(_) => return Err(stalled(limit, url)),
+            }
+        }
+    }
+
+    async fn check_stored(
+        &self,
+        source: &Source,
+        storage: &Arc<dyn Storage>,
+        url: &StorageUrl,
+        written: &Written,
+    ) -> Result<()> {
+        let corrupt = |found: u64| {
+            let size = source.size();
+            let message = format!("{found} bytes are there, but {size} were to be written");
+            Err(Error::new(ErrorKind::Corrupt, url, message))
+        };
+        if written.size != source.size() {
+            return corrupt(written.size);
+        }
+        if !storage.capabilities().atomic_write {
+            // The protocol itself does not tell a whole file from a part of one.
+            let found = in_time(&self.settings, url, storage.stat(url)).await?;
+            match found.map(|entry| entry.kind) {
+                Some(EntryKind::File(info)) => {
+                    if let Some(found) = info.size.filter(|found| *found != source.size()) {
+                        return corrupt(found);
+                    }
+                }
+                _ => return corrupt(0),
+            }
+        }
+        let wanted = written.checksum.as_ref().filter(|_| self.settings.verify);
+        if wanted.is_none() {
+            return Ok(());
+        }
+        let mut hasher = Hasher::like(wanted);
+        let mut stream = source.read(ByteRange::FULL).await?;
+        while let Some(chunk) = stream.try_next().await? {
+            hasher = blocking(move || {
+                hasher.update(&chunk);
+                Ok(hasher)
+            })
+            .await
+            .map_err(|e| Error::io(url, "cannot be verified", e))?;
+        }
+        hasher.check(url, wanted)
+    }
+
+    pub(super) async fn copy_between(&self, from: &StorageUrl, to: &StorageUrl) -> Result<Moved> {
+        let source = self.registry.route(from)?;
+        let target = self.registry.route(to)?;
+        if !target.capabilities().write {
+            return Err(Error::unsupported(to, "writing"));
+        }
+        if let Some(local) = source.local_path(from) {
+            return self.store_local(&local, from, &target, to).await;
+        }
+        let info = self.file_info(&source, from).await?;
+        let Some(size) = info.size else {
+            // Protocols want to know the size before the first byte.
+            let directory = Root::open(std::env::temp_dir(), Symlinks::Beneath);
+            let local = LocalPath {
+                root: Arc::new(directory.map_err(|e| Error::io(from, "cannot be kept", e))?),
+                path: RelPath::new(temp_name()).unwrap_or_default(),
+            };
+            let _removed = RemoveOnDrop(local.clone());
+            self.fetch(&source, from, Some(info), &local, false).await?;
+            return self.store_local(&local, from, &target, to).await;
+        };
+        let (mode, version) = (info.mode, info.version.clone());
+        let resuming = Resuming {
+            file: Arc::new(RemoteFile {
+                storage: source,
+                url: from.clone(),
+                info,
+            }),
+            settings: self.settings.clone(),
+        };
+        let source = Source::storage(Arc::new(resuming), from.clone(), size, version);
+        self.store(&source.with_mode(mode), Some(from), &target, to)
+            .await
+    }
+
+    /// `named` is the address of the local file in messages.
+    pub(super) async fn store_local(
+        &self,
+        from: &LocalPath,
+        named: &StorageUrl,
+        storage: &Arc<dyn Storage>,
+        url: &StorageUrl,
+    ) -> Result<Moved> {
+        let local = from.clone();
+        let source = blocking(move || Source::local(&local)).await;
+        let source = source.map_err(|e| Error::io(named, "cannot be read", e))?;
+        self.store(&source, None, storage, url).await
+    }
+}
+
+struct RemoveOnDrop(LocalPath);
+
+impl Drop for RemoveOnDrop {
+    fn drop(&mut self) {
+        let _ = self.0.root.remove(&self.0.path);
+    }
+}
