@@ -17,11 +17,18 @@ mod tasks;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Runtime;
 
 /// GA4GH TES 1.1 task execution: run tasks on this machine, serve them, or talk to a server.
 #[derive(Debug, Parser)]
-#[command(name = "tesk", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(
+    name = "tesk",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -59,20 +66,6 @@ enum Command {
     Config(admin::ConfigCommand),
     /// Print the completions of a shell, to be read by it at its start
     Completions(admin::Completions),
-}
-
-/// What runs the executors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Runtime {
-    /// podman if it is there, else docker
-    #[default]
-    Auto,
-    /// Containers by podman
-    Podman,
-    /// Containers by docker
-    Docker,
-    /// Processes of this machine; images are not used
-    Host,
 }
 
 /// Which server, and who asks.

@@ -185,7 +185,25 @@ impl Default for Limits {
 /// `[local]`
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Local {}
+pub struct Local {
+    /// What runs the executors.
+    pub runtime: Runtime,
+}
+
+/// What runs the executors of a task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Runtime {
+    /// podman if it is there, else docker
+    #[default]
+    Auto,
+    /// Containers by podman
+    Podman,
+    /// Containers by docker
+    Docker,
+    /// Processes of this machine; images are not used
+    Host,
+}
 
 impl Config {
     /// Reads `file` (or the defaults), with `variables` over it, and checks it.
@@ -274,6 +292,14 @@ impl Config {
             "refusing to listen on {} without authentication: anybody who reaches it could run commands here; set auth.users, or server.allow_open = true if something in front authenticates",
             server.listen
         ))
+    }
+
+    /// Serves one more storage. Without any configured, the default ones stay.
+    pub fn allow(&mut self, entry: ConfigEntry) {
+        if self.storage.is_empty() {
+            self.storage = tesk_backends::default_entries();
+        }
+        self.storage.push(entry);
     }
 
     /// The rules that validation applies; the prefixes come from the storages.

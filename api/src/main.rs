@@ -1,2 +1,9 @@
-//! x
-fn main() {}
+//! The `tesk` command.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    tesk_api::command::Cli::parse().execute()
+}

@@ -77,7 +77,8 @@ impl Client {
 
     /// A page of tasks.
     pub(super) async fn list(&self, query: &[(&str, String)]) -> Result<Value, String> {
-        self.send(self.request(Method::GET, "tasks")?.query(query)).await
+        self.send(self.request(Method::GET, "tasks")?.query(query))
+            .await
     }
 
     fn request(&self, method: Method, path: &str) -> Result<RequestBuilder, String> {
@@ -104,7 +105,9 @@ impl Client {
         if status.is_success() {
             return json.map_err(|_| format!("{} does not speak TES", self.base));
         }
-        let msg = json.ok().and_then(|json| json["msg"].as_str().map(str::to_owned));
+        let msg = json
+            .ok()
+            .and_then(|json| json["msg"].as_str().map(str::to_owned));
         Err(match msg {
             Some(msg) => format!("{msg} (HTTP {})", status.as_u16()),
             None => format!("{} answered HTTP {status}", self.base),

@@ -104,7 +104,10 @@ mod tests {
         let document: Value = serde_json::from_slice(&text).unwrap();
         let urls = |list: &str| -> Vec<_> {
             let items = document[list].as_array().unwrap();
-            items.iter().filter_map(|item| item["url"].as_str()).collect()
+            items
+                .iter()
+                .filter_map(|item| item["url"].as_str())
+                .collect()
         };
         assert_eq!(
             urls("inputs"),
