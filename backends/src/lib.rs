@@ -9,8 +9,12 @@
 
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "http")]
+pub mod netrc;
 #[cfg(feature = "pvc")]
 pub mod pvc;
+#[cfg(feature = "http")]
+mod secret;
 
 use tesk_core::storage::{ConfigEntry, RegistryBuilder};
 

@@ -1,0 +1,350 @@
+//! Requests: credentials for the right origin, redirects one by one, addresses checked.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue, LOCATION};
+use reqwest::{Method, Response, StatusCode, Url};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use tesk_core::storage::{ByteRange, ConfigError, Error, ErrorKind, Result, Source, StorageUrl};
+
+use super::address::{CheckedResolver, Networks, Refused};
+use super::options::{self, Options};
+use crate::netrc::Netrc;
+use crate::secret;
+
+/// How many redirects one request follows.
+const MAX_REDIRECTS: usize = 10;
+
+/// Sends requests as the options of one entry say.
+pub(super) struct Client {
+    http: reqwest::Client,
+    networks: Arc<Networks>,
+    credentials: Credentials,
+    headers: HeaderMap,
+    netrc: Netrc,
+}
+
+enum Credentials {
+    None,
+    Basic(String, Option<String>),
+    Bearer(String),
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Neither credentials nor headers: they may be secret.
+        f.debug_struct("Client")
+            .field("networks", &self.networks)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    pub(super) fn new(options: &Options) -> Result<Self, ConfigError> {
+        let networks = Arc::new(Networks::new(options)?);
+        let timeout = Duration::from_secs(options.connect_timeout_secs.unwrap_or(10).max(1));
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("tesk/", env!("CARGO_PKG_VERSION")))
+            .tls_backend_preconfigured(tls(options)?)
+            // Parallel ranges are to have connections of their own.
+            .http1_only()
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .retry(reqwest::retry::never())
+            .connect_timeout(timeout)
+            .pool_idle_timeout(Duration::from_secs(30))
+            .tcp_keepalive(Duration::from_secs(30));
+        let mut proxy_host = None;
+        builder = match options.proxy.as_deref() {
+            None => builder.no_proxy(),
+            Some("environment") => builder,
+            Some(proxy) => {
+                let unusable = |_| ConfigError("proxy: is no url such as http://host:3128".into());
+                let url = Url::parse(proxy).map_err(|e| unusable(e.to_string()))?;
+                proxy_host = url.host_str().map(str::to_owned);
+                let proxy = reqwest::Proxy::all(url).map_err(|e| unusable(e.to_string()))?;
+                builder.proxy(proxy)
+            }
+        };
+        let http = builder
+            .dns_resolver(CheckedResolver {
+                networks: networks.clone(),
+                proxy: proxy_host,
+            })
+            .build()
+            .map_err(|e| ConfigError(format!("the http client cannot be set up: {e}")))?;
+        Ok(Self {
+            http,
+            networks,
+            credentials: credentials(options)?,
+            headers: headers(options)?,
+            netrc: netrc(options)?,
+        })
+    }
+
+    /// Sends a request and follows where it is redirected to. `body` is sent anew each time.
+    /// Any status but that of a redirect is returned.
+    pub(super) async fn send(
+        &self,
+        url: &StorageUrl,
+        method: &Method,
+        headers: &HeaderMap,
+        body: Option<&Source>,
+    ) -> Result<Response> {
+        let start = request_url(url)?;
+        let mut at = start.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let reply = self
+                .send_once(url, &start, &at, method, headers, body)
+                .await?;
+            let Some(next) = redirection(url, method, &at, &reply)? else {
+                return Ok(reply);
+            };
+            if at.scheme() == "https"
+                && next.scheme() == "http"
+                && self.has_credentials(url, &start)
+            {
+                let message = "the server redirects from https to http, which is not followed \
+                               with credentials";
+                return Err(Error::new(ErrorKind::Denied, url, message));
+            }
+            at = next;
+        }
+        let message = format!("more than {MAX_REDIRECTS} redirects");
+        Err(Error::new(ErrorKind::Invalid, url, message))
+    }
+
+    async fn send_once(
+        &self,
+        url: &StorageUrl,
+        start: &Url,
+        at: &Url,
+        method: &Method,
+        headers: &HeaderMap,
+        body: Option<&Source>,
+    ) -> Result<Response> {
+        self.networks
+            .check_host(at)
+            .map_err(|why| refused(url, why.to_string()))?;
+        let mut request = self
+            .http
+            .request(method.clone(), at.clone())
+            .header(ACCEPT_ENCODING, "identity")
+            .headers(headers.clone());
+        if at.origin() == start.origin() {
+            request = request.headers(self.headers.clone());
+            request = match self.credentials_for(url, start) {
+                Credentials::None => request,
+                Credentials::Basic(user, password) => request.basic_auth(user, password),
+                Credentials::Bearer(token) => request.bearer_auth(token),
+            };
+        }
+        let failed = Arc::new(Mutex::new(None));
+        if let Some(source) = body {
+            let stream = source.read(ByteRange::FULL).await?;
+            request = request.body(super::body_of(stream, failed.clone()));
+        }
+        request.send().await.map_err(|error| {
+            // A source that failed is the cause of the request's failure, not the reverse.
+            let source = failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+            source.unwrap_or_else(|| failure(url, error))
+        })
+    }
+
+    fn credentials_for(&self, url: &StorageUrl, start: &Url) -> Credentials {
+        if url.user().is_some() || url.password().is_some() {
+            let user = url.user().unwrap_or_default().to_owned();
+            return Credentials::Basic(user, url.password().map(str::to_owned));
+        }
+        match &self.credentials {
+            Credentials::Basic(user, password) => {
+                Credentials::Basic(user.clone(), password.clone())
+            }
+            Credentials::Bearer(token) => Credentials::Bearer(token.clone()),
+            Credentials::None => {
+                let host = start.host_str().unwrap_or_default();
+                match self.netrc.credentials(host) {
+                    Some((user, password)) => {
+                        Credentials::Basic(user.to_owned(), Some(password.to_owned()))
+                    }
+                    None => Credentials::None,
+                }
+            }
+        }
+    }
+
+    fn has_credentials(&self, url: &StorageUrl, start: &Url) -> bool {
+        !self.headers.is_empty() || !matches!(self.credentials_for(url, start), Credentials::None)
+    }
+}
+
+/// The address as it goes over the wire: without credentials and fragment.
+fn request_url(url: &StorageUrl) -> Result<Url> {
+    let invalid = |message: &str| Error::new(ErrorKind::Invalid, url, message);
+    if url.host().is_empty() {
+        return Err(invalid("has no host"));
+    }
+    let query = url.query().map(|q| format!("?{q}")).unwrap_or_default();
+    let text = format!("{}://{}{}{query}", url.scheme(), url.host(), url.path());
+    let parsed = Url::parse(&text).map_err(|e| invalid("is no http url").with_source(e))?;
+    // A host with an odd character could be read in two ways.
+    if !parsed.username().is_empty() || parsed.password().is_some() {
+        return Err(invalid("is no http url"));
+    }
+    Ok(parsed)
+}
+
+/// Where a reply sends to, if it does.
+fn redirection(
+    url: &StorageUrl,
+    method: &Method,
+    at: &Url,
+    reply: &Response,
+) -> Result<Option<Url>> {
+    let status = reply.status();
+    let same_method = matches!(
+        status,
+        StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
+    );
+    let any_method = matches!(
+        status,
+        StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND | StatusCode::SEE_OTHER
+    );
+    if !same_method && !any_method {
+        return Ok(None);
+    }
+    let invalid = |message: String| Error::new(ErrorKind::Invalid, url, message);
+    if any_method && method == Method::PUT {
+        let message = format!("the server answered a PUT with {status}, which loses the content");
+        return Err(invalid(message));
+    }
+    let location = reply.headers().get(LOCATION).and_then(|v| v.to_str().ok());
+    let mut next = location
+        .and_then(|location| at.join(location).ok())
+        .filter(|next| matches!(next.scheme(), "http" | "https"))
+        .ok_or_else(|| {
+            invalid(format!(
+                "the server answered {status} without a usable place"
+            ))
+        })?;
+    // Credentials come from whoever asks, not from whoever redirects.
+    let _ = next.set_username("");
+    let _ = next.set_password(None);
+    Ok(Some(next))
+}
+
+/// A request or a reply's body that failed.
+pub(super) fn failure(url: &StorageUrl, error: reqwest::Error) -> Error {
+    let error = error.without_url();
+    let (kind, message) = if error.is_connect() {
+        (ErrorKind::Unavailable, "no connection to the server")
+    } else if error.is_builder() {
+        (ErrorKind::Invalid, "no request can be made of it")
+    } else {
+        (ErrorKind::Unavailable, "the connection failed")
+    };
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        if let Some(why) = inner.downcast_ref::<Refused>() {
+            return refused(url, why.to_string());
+        }
+        let tls = inner
+            .downcast_ref::<std::io::Error>()
+            .and_then(|e| e.get_ref());
+        if let Some(tls @ rustls::Error::InvalidCertificate(_)) = tls
+            .and_then(|e| e.downcast_ref())
+            .or_else(|| inner.downcast_ref())
+        {
+            let message = format!("the server's certificate is not trusted: {tls}");
+            return Error::new(ErrorKind::Unavailable, url, message).with_retryable(false);
+        }
+        cause = inner.source();
+    }
+    Error::new(kind, url, message).with_source(error)
+}
+
+fn refused(url: &StorageUrl, why: String) -> Error {
+    Error::new(ErrorKind::Denied, url, why)
+}
+
+/// Trusts the system's certificates, or Mozilla's where it has none, and those of `ca_file`.
+fn tls(options: &Options) -> Result<rustls::ClientConfig, ConfigError> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    if let Some(path) = &options.ca_file {
+        let refused = |why: &dyn fmt::Display| {
+            ConfigError(format!("ca_file: cannot use `{}`: {why}", path.display()))
+        };
+        let certificates = CertificateDer::pem_file_iter(path).map_err(|e| refused(&e))?;
+        let mut count = 0;
+        for certificate in certificates {
+            let certificate = certificate.map_err(|e| refused(&e))?;
+            roots.add(certificate).map_err(|e| refused(&e))?;
+            count += 1;
+        }
+        if count == 0 {
+            return Err(refused(&"it holds no certificate"));
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| ConfigError(format!("tls cannot be set up: {e}")))?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn credentials(options: &Options) -> Result<Credentials, ConfigError> {
+    let password = secret::read(
+        "password",
+        options.password_file.as_deref(),
+        options.password_env.as_deref(),
+    )?;
+    let bearer = secret::read(
+        "bearer",
+        options.bearer_file.as_deref(),
+        options.bearer_env.as_deref(),
+    )?;
+    let refused = |message: &str| Err(ConfigError(message.into()));
+    match (&options.username, password, bearer) {
+        (None, None, None) => Ok(Credentials::None),
+        (Some(user), password, None) => Ok(Credentials::Basic(user.clone(), password)),
+        (None, None, Some(token)) => Ok(Credentials::Bearer(token)),
+        (None, Some(_), _) => refused("a password is given, but no `username`"),
+        (Some(_), _, Some(_)) => refused("`username` and a bearer token exclude each other"),
+    }
+}
+
+fn headers(options: &Options) -> Result<HeaderMap, ConfigError> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &options.headers {
+        let key = format!("headers.{name}");
+        let value = match value {
+            options::Value::Text(text) => Some(text.clone()),
+            options::Value::File { file } => secret::read(&key, Some(file), None)?,
+            options::Value::Env { env } => secret::read(&key, None, Some(env))?,
+        };
+        let unusable = || ConfigError(format!("{key}: is no valid header"));
+        let name = HeaderName::try_from(name.as_str()).map_err(|_| unusable())?;
+        let mut value = HeaderValue::try_from(value.unwrap_or_default()).map_err(|_| unusable())?;
+        value.set_sensitive(true);
+        headers.insert(name, value);
+    }
+    Ok(headers)
+}
+
+fn netrc(options: &Options) -> Result<Netrc, ConfigError> {
+    match &options.netrc {
+        None | Some(options::Netrc::Home(false)) => Ok(Netrc::default()),
+        Some(options::Netrc::Path(path)) => Netrc::read(path),
+        Some(options::Netrc::Home(true)) => match Netrc::usual_path() {
+            Some(path) => Netrc::read(&path),
+            None => Err(ConfigError("netrc: there is no home directory".into())),
+        },
+    }
+}

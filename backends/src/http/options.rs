@@ -1,0 +1,70 @@
+//! The keys of an `http` entry.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+/// The keys of a `[[storage]]` entry with `type = "http"`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// The user name of basic authentication.
+    pub username: Option<String>,
+    /// A file that holds its password.
+    pub password_file: Option<PathBuf>,
+    /// An environment variable that holds its password.
+    pub password_env: Option<String>,
+    /// A file that holds a bearer token.
+    pub bearer_file: Option<PathBuf>,
+    /// An environment variable that holds a bearer token.
+    pub bearer_env: Option<String>,
+    /// Further headers of every request, each a text, `{ file = "…" }` or `{ env = "…" }`. They
+    /// are secret as credentials are, and go to the same origin only.
+    pub headers: BTreeMap<String, Value>,
+    /// A `.netrc` file with credentials by host; `true` is the one in the home directory.
+    pub netrc: Option<Netrc>,
+    /// The proxy for all requests, such as `http://proxy:3128`, or `environment` for what
+    /// `HTTPS_PROXY` and the like say. Default: none, also when those are set.
+    pub proxy: Option<String>,
+    /// A file of PEM certificates that are trusted besides those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// Seconds to wait for a connection. Default 10.
+    pub connect_timeout_secs: Option<u64>,
+    /// Refuse writing. Default false.
+    pub read_only: bool,
+    /// Whether loopback and private networks are reached. Default true.
+    pub allow_private: Option<bool>,
+    /// Networks that are not reached, such as `10.1.0.0/16`.
+    pub deny_networks: Vec<String>,
+    /// Networks that are reached whatever else forbids them.
+    pub allow_networks: Vec<String>,
+}
+
+/// A text, or where it is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Value {
+    /// The text itself.
+    Text(String),
+    /// In a file.
+    File {
+        /// Its path.
+        file: PathBuf,
+    },
+    /// In an environment variable.
+    Env {
+        /// Its name.
+        env: String,
+    },
+}
+
+/// Where the `.netrc` file is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Netrc {
+    /// In the home directory, or nowhere.
+    Home(bool),
+    /// At this path.
+    Path(PathBuf),
+}

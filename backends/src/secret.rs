@@ -1,0 +1,33 @@
+//! Secrets by reference: a configuration names a file or an environment variable, never the
+//! secret itself.
+
+use std::path::Path;
+
+use tesk_core::storage::ConfigError;
+
+/// Reads the secret that a configuration refers to by `{key}_file` or `{key}_env`; both are an
+/// error, neither is `None`. Line ends at its end are cut.
+pub(crate) fn read(
+    key: &str,
+    file: Option<&Path>,
+    env: Option<&str>,
+) -> Result<Option<String>, ConfigError> {
+    match (file, env) {
+        (None, None) => Ok(None),
+        (Some(_), Some(_)) => Err(ConfigError(format!(
+            "`{key}_file` and `{key}_env` exclude each other"
+        ))),
+        (Some(path), None) => {
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                ConfigError(format!("{key}: cannot read `{}`: {error}", path.display()))
+            })?;
+            Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
+        }
+        (None, Some(name)) => match std::env::var(name) {
+            Ok(value) => Ok(Some(value)),
+            Err(_) => Err(ConfigError(format!(
+                "{key}: the environment variable `{name}` is not set"
+            ))),
+        },
+    }
+}
