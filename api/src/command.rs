@@ -14,12 +14,14 @@ mod serve;
 mod show;
 mod tasks;
 
+pub use engine::attempt;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-
-use crate::config::Runtime;
+use tesk_core::local::RuntimeChoice;
 
 /// GA4GH TES 1.1 task execution: run tasks on this machine, serve them, or talk to a server.
 #[derive(Debug, Parser)]
@@ -84,6 +86,19 @@ struct Remote {
     /// TESK_PASSWORD are for servers with passwords
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+}
+
+/// `--runtime`
+fn runtime_parser() -> impl TypedValueParser<Value = RuntimeChoice> {
+    use clap::builder::PossibleValue;
+    let value = |name: &'static str, help: &'static str| PossibleValue::new(name).help(help);
+    PossibleValuesParser::new([
+        value("auto", "podman if it works, else docker"),
+        value("podman", "containers by podman"),
+        value("docker", "containers by docker"),
+        value("host", "processes of this machine; images are not used"),
+    ])
+    .try_map(|name| name.parse())
 }
 
 /// What a command ends with when it does not succeed.

@@ -1,15 +1,22 @@
 //! What `tesk run` and `tesk serve` share: storages, store, scheduler and compute of this
 //! machine.
 
-use std::path::Path;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 
-use tesk_core::local::SqliteStore;
-use tesk_core::scheduler::TaskStore;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tesk_core::local::{self, Engine, Launcher, LocalSettings};
+use tesk_core::scheduler::Capacity;
 use tesk_core::storage::registry::Prefixes;
 use tesk_core::storage::{ConfigEntry, Registry};
 use tesk_core::tes::{PrefixRule, Rules};
+use tesk_core::transfer;
 
+use crate::auth::users;
 use crate::config::Config;
 
 /// TLS by ring, for every client in this process.
@@ -54,10 +61,10 @@ pub(super) fn directory_entry(directory: &Path) -> Result<ConfigEntry, String> {
     })
 }
 
-/// What validation needs to know of the storages.
-fn rules(config: &Config, registry: &Registry) -> Rules {
-    let prefixes = registry.prefixes().into_iter();
-    Rules {
+/// What validation needs to know of the storages and limits.
+pub(super) fn rules(config: &Config) -> Result<Rules, String> {
+    let prefixes = registry(&config.storage)?.prefixes().into_iter();
+    Ok(Rules {
         prefixes: prefixes
             .map(|(prefix, can)| PrefixRule {
                 prefix,
@@ -66,42 +73,91 @@ fn rules(config: &Config, registry: &Registry) -> Rules {
             })
             .collect(),
         ..config.rules()
-    }
+    })
 }
 
-/// The rules of a configuration, without starting anything.
-pub(super) fn rules_of(config: &Config) -> Result<Rules, String> {
-    Ok(rules(config, &registry(&config.storage)?))
+/// What the process of an attempt needs to know to move files: nothing secret, as a
+/// configuration holds secrets by reference only.
+#[derive(Debug, Deserialize, Serialize)]
+struct Storages {
+    storage: Vec<ConfigEntry>,
+    transfer: transfer::Settings,
 }
 
-/// The engine of this machine.
-#[derive(Debug)]
-pub(super) struct Engine {
-    store: Arc<SqliteStore>,
-    rules: Rules,
+/// The hidden command that runs one attempt, in a process of its own.
+const ATTEMPT: &str = "__attempt";
+
+/// Runs an attempt, if that is what this process was started for.
+///
+/// To be called first of all: the attempt's lock is its standard input, and its sandbox wants
+/// a process with one thread.
+pub fn attempt() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next()? != ATTEMPT {
+        return None;
+    }
+    let (Some(storages), Some(directory)) = (arguments.next(), arguments.next()) else {
+        eprintln!("tesk: this command is for the engine itself");
+        return Some(ExitCode::from(2));
+    };
+    Some(local::attempt::main(Path::new(&directory), || {
+        install_crypto();
+        let text = std::fs::read(&storages)
+            .map_err(|error| format!("cannot read {}: {error}", storages.display()))?;
+        let storages: Storages = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+        let registry = registry(&storages.storage)?;
+        Ok(transfer::Engine::new(Arc::new(registry), &storages.transfer))
+    }))
 }
 
-impl Engine {
-    pub(super) async fn start(config: &Config) -> Result<Self, String> {
-        let registry = registry(&config.storage)?;
-        let store = SqliteStore::open(&config.server.data).map_err(|error| error.to_string())?;
-        Ok(Self {
-            store: Arc::new(store),
-            rules: rules(config, &registry),
-        })
+/// Starts the engine of this machine.
+pub(super) async fn start(config: &Config) -> Result<Engine, String> {
+    let data = &config.server.data;
+    let mut scheduler = config.scheduler();
+    if config.local.cores.is_some() || config.local.memory.is_some() {
+        let machine = local::machine();
+        scheduler.capacity = Some(Capacity {
+            cores: config.local.cores.unwrap_or(machine.cores),
+            memory: config.local.memory.map_or(machine.memory, |size| size.0),
+        });
     }
+    let storages = write_storages(config)?;
+    let program = std::env::current_exe()
+        .map_err(|error| format!("cannot find this program's own file: {error}"))?;
+    let engine = Engine::open(LocalSettings {
+        data: data.clone(),
+        runtime: config.local.runtime,
+        container_arguments: config.local.container_arguments.clone(),
+        launcher: Launcher {
+            program,
+            arguments: vec![ATTEMPT.into(), storages.display().to_string()],
+        },
+        scheduler,
+        tail: config.local.log_tail.0 as usize,
+    })
+    .await
+    .map_err(|error| error.to_string())?;
+    Ok(engine)
+}
 
-    pub(super) fn store(&self) -> Arc<dyn TaskStore> {
-        self.store.clone()
-    }
-
-    pub(super) fn rules(&self) -> &Rules {
-        &self.rules
-    }
-
-    pub(super) fn runtime(&self) -> &str {
-        "?"
-    }
-
-    pub(super) async fn stop(self) {}
+/// Leaves the storages where attempts find them. The name tells the content: an attempt that
+/// an earlier configuration started still finds its own, and another engine's is never
+/// replaced.
+fn write_storages(config: &Config) -> Result<PathBuf, String> {
+    let storages = Storages {
+        storage: config.storage.clone(),
+        transfer: config.transfer.clone(),
+    };
+    let data = &config.server.data;
+    let text = serde_json::to_vec(&storages).map_err(|error| error.to_string())?;
+    let name = users::hex(&Sha256::digest(&text)[..8]);
+    let write = || {
+        DirBuilder::new().recursive(true).mode(0o700).create(data)?;
+        let path = std::path::absolute(data.join(format!("storages-{name}.json")))?;
+        let new = path.with_extension("new");
+        std::fs::write(&new, &text)?;
+        std::fs::rename(&new, &path)?;
+        Ok(path)
+    };
+    write().map_err(|error: std::io::Error| format!("cannot write to {}: {error}", data.display()))
 }

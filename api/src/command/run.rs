@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use tesk_core::local::{Engine, RuntimeChoice};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tesk_core::scheduler::{self, NewTask, Owner, TaskId};
 use tesk_core::tes::{self, Rejection, State, TaskLog, TaskReply};
 use tracing_subscriber::EnvFilter;
 
-use super::engine::{self, Engine};
-use super::{Failure, Outcome, Runtime, document, print, show};
+use super::engine;
+use super::{Failure, Outcome, document, print, runtime_parser, show};
 use crate::config::Config;
 
 /// How often the record is looked at.
@@ -24,8 +25,8 @@ pub(super) struct Run {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// What runs the executors [default: auto, or local.runtime of the configuration]
-    #[arg(long, value_enum)]
-    runtime: Option<Runtime>,
+    #[arg(long, value_parser = runtime_parser())]
+    runtime: Option<RuntimeChoice>,
     /// The folder that relative urls of outputs are below
     #[arg(long, default_value = ".", value_name = "DIR")]
     output_dir: PathBuf,
@@ -69,9 +70,9 @@ impl Run {
                 Some(temporary)
             }
         };
-        let accepted = tes::accept(&text, &engine::rules_of(&config)?)
+        let accepted = tes::accept(&text, &engine::rules(&config)?)
             .map_err(|rejection| refusal(&self.file, rejection))?;
-        let engine = Engine::start(&config).await?;
+        let engine = engine::start(&config).await?;
         let outcome = self.run(&engine, accepted).await;
         engine.stop().await;
         drop(temporary);

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use tesk_core::local::RuntimeChoice;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use super::engine::{self, Engine};
-use super::{Outcome, Runtime, print};
+use super::engine;
+use super::{Outcome, print, runtime_parser};
 use crate::auth::{Authenticator, UsersFile};
 use crate::config::{Config, LogFormat, Server};
 use crate::service::{App, server};
@@ -31,8 +32,8 @@ pub(super) struct Serve {
     #[arg(long, value_name = "DIR")]
     allow_path: Vec<PathBuf>,
     /// What runs the executors [default: auto, or local.runtime of the configuration]
-    #[arg(long, value_enum)]
-    runtime: Option<Runtime>,
+    #[arg(long, value_parser = runtime_parser())]
+    runtime: Option<RuntimeChoice>,
 }
 
 impl Serve {
@@ -62,7 +63,8 @@ impl Serve {
             Some(path) => Authenticator::Users(UsersFile::open(path)?),
             None => Authenticator::Open,
         });
-        let engine = Engine::start(&config).await?;
+        let rules = engine::rules(&config)?;
+        let engine = engine::start(&config).await?;
         let app = App::new(
             &config,
             engine.store(),
@@ -70,7 +72,7 @@ impl Serve {
             auth.clone(),
         );
 
-        announce(&config, address, &engine)?;
+        announce(&config, address)?;
         let stop = CancellationToken::new();
         tokio::spawn(watch_signals(app.clone(), auth, stop.clone()));
         server::serve(listener, app.router(), &config.server, stop).await;
@@ -80,21 +82,16 @@ impl Serve {
     }
 }
 
-fn announce(config: &Config, address: SocketAddr, engine: &Engine) -> Outcome {
+fn announce(config: &Config, address: SocketAddr) -> Outcome {
     let root = format!("http://{address}{}", config.server.context_path);
-    let storages: Vec<_> = engine
-        .rules()
-        .prefixes
-        .iter()
-        .map(|rule| rule.prefix.as_str())
-        .collect();
     print(&format!(
-        "tesk {}\n  API      {root}/ga4gh/tes/v1\n  docs     {root}/docs/\n  data     {}\n  runtime  {}\n  storage  {}\n",
+        "tesk {}\n  API   {root}/ga4gh/tes/v1\n  docs  {root}/docs/\n  data  {}\n",
         env!("CARGO_PKG_VERSION"),
         config.server.data.display(),
-        engine.runtime(),
-        storages.join(" "),
     ))?;
+    if config.local.runtime == RuntimeChoice::Host {
+        eprintln!("warning: commands run as processes of this machine; images are not used");
+    }
     if config.auth.users.is_none() && !address.ip().is_loopback() {
         tracing::warn!(
             "open to everybody who reaches {address}: server.allow_open is set and auth.users is not"
