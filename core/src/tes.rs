@@ -31,5 +31,8 @@ pub use rejection::{FieldError, Rejection};
 pub use reply::{ServiceInfo, TaskReply};
 pub use secrets::UrlSecrets;
 pub use state::{Event, IllegalTransition, State};
-pub use validate::{Accepted, PrefixRule, Rules, accept};
+pub use validate::{Accepted, ParameterCheck, PrefixRule, Rules, accept};
 pub use view::View;
+
+#[cfg(test)]
+mod tests;

@@ -218,10 +218,7 @@ pub struct OutputFileLog {
     pub size_bytes: u64,
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "the signature serde asks for"
-)]
+#[expect(clippy::ref_option, reason = "the signature serde asks for")]
 fn integral_without_decimals<S: serde::Serializer>(
     value: &Option<f64>,
     serializer: S,

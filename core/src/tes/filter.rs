@@ -107,3 +107,145 @@ impl ListRequest {
         faults.into_result().map(|()| request)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(query: &[(&str, &str)]) -> Result<ListRequest, Rejection> {
+        let pairs: Vec<_> = query
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        ListRequest::parse(&pairs)
+    }
+
+    #[track_caller]
+    fn breach(query: &[(&str, &str)]) -> String {
+        parse(query).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn absent_and_empty_parameters_are_the_same() {
+        let absent = parse(&[]).unwrap();
+        let empty = ["name_prefix", "state", "page_size", "page_token", "view"].map(|n| (n, ""));
+        assert_eq!(parse(&empty).unwrap(), absent);
+        assert_eq!(absent.page_size, 256);
+        assert_eq!(absent.view, View::Minimal);
+        assert_eq!(absent.filter, Filter::default());
+    }
+
+    #[test]
+    fn parameters_are_read_and_unknown_ones_ignored() {
+        let token = page::encode(&Position {
+            created: crate::time::Timestamp::from_millis(5),
+            id: "t1".parse().unwrap(),
+        });
+        let request = parse(&[
+            ("name_prefix", "a B"),
+            ("state", "running"),
+            ("page_size", "2047"),
+            ("page_token", &token),
+            ("view", "full"),
+            ("vendor", "x"),
+        ])
+        .unwrap();
+        assert_eq!(request.filter.name_prefix.as_deref(), Some("a B"));
+        assert_eq!(request.filter.state, Some(State::Running));
+        assert_eq!(request.page_size, 2047);
+        assert_eq!(request.after.unwrap().id.as_str(), "t1");
+        assert_eq!(request.view, View::Full);
+        assert_eq!(parse(&[("page_size", "1")]).unwrap().page_size, 1);
+        // Can be asked for, though it matches nothing.
+        assert_eq!(
+            parse(&[("state", "PAUSED")]).unwrap().filter.state,
+            Some(State::Paused)
+        );
+    }
+
+    #[test]
+    fn bad_values_are_refused_together() {
+        for size in [
+            "0",
+            "-1",
+            "2048",
+            "abc",
+            "1.5",
+            " 1",
+            "99999999999999999999",
+        ] {
+            assert_eq!(
+                breach(&[("page_size", size)]),
+                "page_size: must be a number from 1 to 2047"
+            );
+        }
+        assert_eq!(
+            breach(&[("state", "x"), ("view", "x"), ("page_token", "x")]),
+            "state: is not a state of TES 1.1; view: must be MINIMAL, BASIC or FULL; \
+             page_token: is not a token of this server"
+        );
+    }
+
+    #[test]
+    fn tags_are_paired_by_position_however_interleaved() {
+        let wanted = [
+            ("a".to_owned(), Some("1".to_owned())),
+            ("b".to_owned(), None),
+            ("a".to_owned(), Some("2".to_owned())),
+            ("c".to_owned(), None),
+        ];
+        let (a, b, c) = (("tag_key", "a"), ("tag_key", "b"), ("tag_key", "c"));
+        let (one, none, two) = (("tag_value", "1"), ("tag_value", ""), ("tag_value", "2"));
+        for query in [
+            [a, one, b, none, a, two, c],
+            [a, b, a, c, one, none, two],
+            [one, none, two, a, b, a, c],
+        ] {
+            assert_eq!(parse(&query).unwrap().filter.tags, wanted);
+        }
+        assert_eq!(
+            breach(&[a, one, none]),
+            "tag_value: there are more values than keys"
+        );
+        assert_eq!(
+            breach(&[("tag_key", ""), one]),
+            "tag_key: must not be empty"
+        );
+    }
+
+    #[test]
+    fn all_filters_must_hold() {
+        let tags = [
+            ("k".to_owned(), "v".to_owned()),
+            ("e".to_owned(), String::new()),
+        ];
+        let matches = |query: &[(&str, &str)]| {
+            let filter = parse(query).unwrap().filter;
+            filter.matches(Some("Name"), State::Running, &tags)
+        };
+        assert!(matches(&[]));
+        assert!(matches(&[
+            ("name_prefix", "Na"),
+            ("state", "RUNNING"),
+            ("tag_key", "k")
+        ]));
+        assert!(matches(&[("tag_key", "e")]));
+        assert!(matches(&[
+            ("tag_key", "k"),
+            ("tag_key", "k"),
+            ("tag_value", "v")
+        ]));
+        assert!(!matches(&[("name_prefix", "na")]));
+        assert!(!matches(&[("state", "QUEUED")]));
+        assert!(!matches(&[("tag_key", "x")]));
+        assert!(!matches(&[("tag_key", "k"), ("tag_value", "V")]));
+        assert!(!matches(&[
+            ("tag_key", "k"),
+            ("tag_key", "k"),
+            ("tag_value", "v"),
+            ("tag_value", "w")
+        ]));
+        let named = parse(&[("name_prefix", "N")]).unwrap().filter;
+        assert!(!named.matches(None, State::Running, &[]));
+    }
+}

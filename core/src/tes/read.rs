@@ -301,6 +301,7 @@ impl Reader {
         }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "all readers are alike")]
     fn boolean(&mut self, value: Value, at: Place<'_>) -> Option<bool> {
         match &value {
             Value::Bool(b) => Some(*b),
@@ -310,6 +311,7 @@ impl Reader {
         }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "all readers are alike")]
     fn number(&mut self, value: Value, at: Place<'_>) -> Option<f64> {
         let number = match &value {
             Value::Number(n) => n.as_f64(),

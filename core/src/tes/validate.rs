@@ -30,8 +30,12 @@ pub struct Rules {
     pub max_disk_gb: Option<f64>,
     /// Backend parameters that are known, in canonical spelling, each with a check of its
     /// value that answers what is wrong.
-    pub backend_parameters: BTreeMap<String, fn(&str) -> Result<(), String>>,
+    pub backend_parameters: BTreeMap<String, ParameterCheck>,
 }
+
+/// Checks the value of a backend parameter; an error completes a sentence that begins with the
+/// parameter's name: "must be a or b".
+pub type ParameterCheck = fn(&str) -> Result<(), String>;
 
 /// A document that may be stored.
 #[derive(Clone, Debug, PartialEq)]
@@ -194,29 +198,15 @@ impl Check<'_> {
         let mut is_file = output.kind == FileType::File;
         if let Some(path) = self.path(&output.path, path_at) {
             let pattern = Pattern::new(&path);
-            let literal = pattern.literal();
-            match &literal {
-                Some(path) => {
-                    // What quoting hid shows only now.
-                    if let Some(path) = self.mounted_path(path, path_at) {
-                        tree.directory(paths::parent(&path).to_owned(), path_at);
-                    }
+            if let Some(path) = pattern.literal() {
+                // What quoting hid shows only now.
+                if let Some(path) = self.mounted_path(&path, path_at) {
+                    tree.directory(paths::parent(&path).to_owned(), path_at);
                 }
-                None => {
-                    is_file = false;
-                    let directory = pattern.directory();
-                    if let Some(directory) = self.path(&directory, path_at) {
-                        if let Some(owner) = paths::reserved(&directory) {
-                            self.faults.add(path_at, owner);
-                        }
-                        tree.directory(directory, path_at);
-                    }
-                    if pattern.components().iter().any(Component::is_dots) {
-                        let msg = "must not contain a .. component";
-                        self.faults.add(path_at, msg);
-                    }
-                    self.path_prefix(output, &pattern, at.member("path_prefix"));
-                }
+            } else {
+                is_file = false;
+                self.pattern(&pattern, path_at, tree);
+                self.path_prefix(output, &pattern, at.member("path_prefix"));
             }
         }
         let url_at = at.member("url");
@@ -229,6 +219,18 @@ impl Check<'_> {
             self.secrets
                 .0
                 .insert(format!("outputs[{stored}].url"), secret);
+        }
+    }
+
+    fn pattern(&mut self, pattern: &Pattern, at: Place<'_>, tree: &mut Tree) {
+        if pattern.components().iter().any(Component::is_dots) {
+            self.faults.add(at, "must not contain a .. component");
+        }
+        if let Some(directory) = self.path(&pattern.directory(), at) {
+            if let Some(msg) = paths::reserved(&directory) {
+                self.faults.add(at, msg);
+            }
+            tree.directory(directory, at);
         }
     }
 
@@ -364,7 +366,8 @@ impl Tree {
         for (path, is_directory, field) in &self.paths {
             match file {
                 Some((above, its_field)) if paths::is_within(path, above) => {
-                    if *is_directory || path != above {
+                    let is_another_name_for_it = !is_directory && path == above;
+                    if !is_another_name_for_it {
                         faults.add(field, format!("lies below {its_field}, which is a file"));
                     }
                 }

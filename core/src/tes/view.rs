@@ -107,3 +107,125 @@ fn splice(out: &mut Vec<u8>, object: &str) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::scheduler::{Head, Owner};
+    use crate::tes::State;
+    use crate::time::Timestamp;
+
+    fn record(document: &Value, logs: &Value) -> RawRecord {
+        RawRecord {
+            head: Head {
+                id: "t1".parse().unwrap(),
+                owner: Owner::default(),
+                state: State::Running,
+                created: Timestamp::from_millis(0),
+                changed: Timestamp::from_millis(0),
+                attempt: 1,
+                not_before: None,
+                version: 1,
+            },
+            document: document.to_string().into(),
+            logs: logs.to_string().into(),
+        }
+    }
+
+    fn shown(record: &RawRecord, view: View) -> Value {
+        let mut out = Vec::new();
+        write(&mut out, record, view).unwrap();
+        serde_json::from_slice(&out).unwrap()
+    }
+
+    fn full() -> (Value, Value) {
+        let document = json!({
+            "name": "n", "description": "the \"content\": is \"stdout\"",
+            "inputs": [
+                {"path": "/i", "type": "FILE", "content": "secret"},
+                {"path": "/j", "type": "FILE", "url": "s3://b/k"},
+            ],
+            "outputs": [{"url": "s3://b/o", "path": "/o", "type": "FILE"}],
+            "resources": {"cpu_cores": 4, "ram_gb": 0.5},
+            "executors": [{
+                "image": "i", "command": ["c"], "stdout": "/out", "stderr": "/err",
+                "ignore_error": true,
+            }],
+            "volumes": ["/v"],
+            "tags": {"content": "kept"},
+        });
+        let logs = json!([
+            {
+                "logs": [{
+                    "start_time": "2026-01-31T00:00:00.000Z", "stdout": "o", "stderr": "e",
+                    "exit_code": 0,
+                }],
+                "metadata": {"host": "h"},
+                "outputs": [{"url": "s3://b/o", "path": "/o", "size_bytes": "5"}],
+                "system_logs": ["lost"],
+            },
+            {"logs": [], "outputs": []},
+        ]);
+        (document, logs)
+    }
+
+    #[test]
+    fn minimal_has_id_and_state() {
+        let (document, logs) = full();
+        let mut out = Vec::new();
+        write(&mut out, &record(&document, &logs), View::Minimal).unwrap();
+        assert_eq!(out, br#"{"id":"t1","state":"RUNNING"}"#);
+    }
+
+    #[test]
+    fn full_has_everything() {
+        let (document, logs) = full();
+        let mut expected = document.clone();
+        let members = expected.as_object_mut().unwrap();
+        members.insert("id".into(), json!("t1"));
+        members.insert("state".into(), json!("RUNNING"));
+        members.insert("creation_time".into(), json!("1970-01-01T00:00:00.000Z"));
+        members.insert("logs".into(), logs.clone());
+        assert_eq!(shown(&record(&document, &logs), View::Full), expected);
+    }
+
+    #[test]
+    fn basic_has_no_contents_no_captured_output_and_no_system_logs() {
+        let (document, logs) = full();
+        let mut expected = shown(&record(&document, &logs), View::Full);
+        let drop = |value: &mut Value, name: &str| {
+            value.as_object_mut().unwrap().remove(name).unwrap();
+        };
+        drop(&mut expected["inputs"][0], "content");
+        drop(&mut expected["logs"][0], "system_logs");
+        drop(&mut expected["logs"][0]["logs"][0], "stdout");
+        drop(&mut expected["logs"][0]["logs"][0], "stderr");
+        assert_eq!(shown(&record(&document, &logs), View::Basic), expected);
+        assert_eq!(expected["executors"][0]["stdout"], "/out");
+        assert_eq!(expected["tags"]["content"], "kept");
+    }
+
+    #[test]
+    fn a_record_without_texts_shows_minimal_only() {
+        let mut bare = record(&json!({}), &json!([]));
+        assert_eq!(shown(&bare, View::Full)["logs"], json!([]));
+        bare.document = "".into();
+        bare.logs = "".into();
+        shown(&bare, View::Minimal);
+        for view in [View::Basic, View::Full] {
+            assert!(write(&mut Vec::new(), &bare, view).is_err());
+        }
+    }
+
+    #[test]
+    fn names_of_views_are_read_in_any_case() {
+        assert_eq!("".parse(), Ok(View::Minimal));
+        assert_eq!("minimal".parse(), Ok(View::Minimal));
+        assert_eq!("Basic".parse(), Ok(View::Basic));
+        assert_eq!("FULL".parse(), Ok(View::Full));
+        let error = "x".parse::<View>().unwrap_err();
+        assert_eq!(error.field, "view");
+    }
+}

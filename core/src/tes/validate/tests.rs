@@ -80,6 +80,7 @@ fn breach(changes: Value) -> String {
     breaches.into_iter().next().unwrap()
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "reads better")]
 fn input(changes: Value) -> Value {
     let mut input = json!({"path": "/in", "url": "s3://b/k"});
     input
@@ -89,6 +90,7 @@ fn input(changes: Value) -> Value {
     json!({"inputs": [input]})
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "reads better")]
 fn output(changes: Value) -> Value {
     let mut output = json!({"path": "/work/out", "url": "s3://b/k"});
     output
