@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tesk_core::config::{ByteSize, Span};
+use tesk_core::local::{ContainerArguments, RuntimeChoice};
+use tesk_core::scheduler;
 use tesk_core::storage::ConfigEntry;
 use tesk_core::tes::Rules;
 use tesk_core::time::Timestamp;
@@ -159,6 +161,12 @@ pub struct Limits {
     pub max_disk_gb: Option<f64>,
     /// How often a task is tried when infrastructure fails.
     pub attempts: u32,
+    /// Tasks that are under way at once.
+    pub max_active: usize,
+    /// Tasks of one user that are under way at once; `None` is no limit of its own.
+    pub max_active_per_user: Option<usize>,
+    /// Time between the polite and the forced end of a canceled task.
+    pub grace: Span,
     /// How long a task may run; `None` is for ever.
     pub time_limit: Option<Span>,
     /// How long finished tasks are kept; `None` is for ever.
@@ -175,6 +183,9 @@ impl Default for Limits {
             max_ram_gb: None,
             max_disk_gb: None,
             attempts: 3,
+            max_active: 1000,
+            max_active_per_user: None,
+            grace: Span(std::time::Duration::from_secs(10)),
             time_limit: Some(days(7)),
             retention: Some(days(30)),
             idempotency: days(1),
@@ -183,9 +194,32 @@ impl Default for Limits {
 }
 
 /// `[local]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Local {}
+pub struct Local {
+    /// What runs the executors.
+    pub runtime: RuntimeChoice,
+    /// Further arguments for podman or docker.
+    pub container_arguments: ContainerArguments,
+    /// CPU cores for all tasks together; `None` is what the machine has.
+    pub cores: Option<u32>,
+    /// Memory for all tasks together; `None` is what the machine has.
+    pub memory: Option<ByteSize>,
+    /// Bytes kept of the end of what an executor writes, of each stream.
+    pub log_tail: ByteSize,
+}
+
+impl Default for Local {
+    fn default() -> Self {
+        Self {
+            runtime: RuntimeChoice::default(),
+            container_arguments: ContainerArguments::default(),
+            cores: None,
+            memory: None,
+            log_tail: ByteSize(64 << 10),
+        }
+    }
+}
 
 impl Config {
     /// Reads `file` (or the defaults), with `variables` over it, and checks it.
@@ -258,6 +292,12 @@ impl Config {
         if self.limits.attempts == 0 {
             return Err("limits.attempts: must be at least 1".into());
         }
+        if self.local.log_tail.0 < 10 << 10 {
+            return Err("local.log_tail: must be at least 10KiB".into());
+        }
+        if self.limits.max_active == 0 || self.limits.max_active_per_user == Some(0) {
+            return Err("limits.max_active: must be at least 1, or no task would ever run".into());
+        }
         if self.server.max_connections == 0 {
             return Err("server.max_connections: must be at least 1".into());
         }
@@ -274,6 +314,28 @@ impl Config {
             "refusing to listen on {} without authentication: anybody who reaches it could run commands here; set auth.users, or server.allow_open = true if something in front authenticates",
             server.listen
         ))
+    }
+
+    /// Serves one more storage. Without any configured, the default ones stay.
+    pub fn allow(&mut self, entry: ConfigEntry) {
+        if self.storage.is_empty() {
+            self.storage = tesk_backends::default_entries();
+        }
+        self.storage.push(entry);
+    }
+
+    /// How the scheduler decides.
+    pub fn scheduler(&self) -> scheduler::Settings {
+        let limits = &self.limits;
+        scheduler::Settings {
+            max_active: limits.max_active,
+            max_active_per_user: limits.max_active_per_user,
+            max_attempts: limits.attempts,
+            grace: limits.grace.0,
+            time_limit: limits.time_limit.map(|limit| limit.0),
+            retention: limits.retention.map(|retention| retention.0),
+            ..scheduler::Settings::default()
+        }
     }
 
     /// The rules that validation applies; the prefixes come from the storages.

@@ -6,5 +6,6 @@
 //! - [`command`]: `tesk run`, `tesk serve`, and the commands of a client.
 
 pub mod auth;
+pub mod command;
 pub mod config;
 pub mod service;
