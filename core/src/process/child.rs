@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::fs::{Access, AtFlags, CWD};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpid, kill_process_group,
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpid, kill_process_group, wait,
     waitid, waitpid,
 };
 use tokio::net::unix::pipe;
@@ -140,7 +140,7 @@ impl Child {
                     *exit = finish(pid);
                 }
             }
-            while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
+            while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
                 if let Some(exit) = children.get_mut(&pid.as_raw_pid()) {
                     let _ = kill_process_group(pid, Signal::KILL);
                     *exit = Some(Exit(Some(status)));
