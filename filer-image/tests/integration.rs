@@ -1,6 +1,8 @@
 //! The filer as real processes, without Kubernetes: the containers of a pod are processes that
 //! share a hand-over directory, and scratch is `/`, so that container paths are real ones.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
 mod integration {
     // What one pod does from its first container to its report.
     mod chain;

@@ -14,8 +14,10 @@ fn fifo(path: &Path) {
     rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
 }
 
+type Trap = (&'static str, fn(&Path));
+
 /// All that a command could leave in its supervisor's directory, by name.
-fn traps() -> Vec<(&'static str, fn(&Path))> {
+fn traps() -> Vec<Trap> {
     vec![
         ("symlink", |path| symlink("/etc/passwd", path).unwrap()),
         ("fifo", fifo),
