@@ -94,7 +94,7 @@ fn the_longest_prefix_decides_whether_one_can_list_and_write() {
     );
     assert_eq!(
         breach(directory("https://dav.example.org/shared/../d")),
-        "inputs[0].url: https cannot list what a DIRECTORY holds"
+        "inputs[0].url: its path must not have a `..` component"
     );
     accepted(output(json!({"url": "https://dav.example.org/other/f"})));
     assert_eq!(
