@@ -189,7 +189,9 @@ fn a_report_travels_in_the_termination_message_or_in_the_log() {
         outputs.args(["--termination-room", room]);
         let outputs = Container::start(outputs);
         let others = [pod.filer("inputs"), pod.exec(0)].map(Container::start);
-        others.map(Container::end);
+        for other in others {
+            assert_eq!(other.end().code(), 0);
+        }
         let end = outputs.end();
         assert_eq!(end.code(), 0);
         let message = std::fs::read_to_string(pod.at("message")).unwrap();

@@ -23,14 +23,14 @@ fn traps() -> Vec<Trap> {
         ("fifo", fifo),
         ("directory", |path| std::fs::create_dir(path).unwrap()),
         ("garbage", |path| {
-            std::fs::write(path, "{\"version\":").unwrap()
+            std::fs::write(path, "{\"version\":").unwrap();
         }),
         ("not text", |path| {
-            std::fs::write(path, b"\xff\xfe").unwrap()
+            std::fs::write(path, b"\xff\xfe").unwrap();
         }),
         ("empty", |path| std::fs::write(path, "").unwrap()),
         ("deep", |path| {
-            std::fs::write(path, "[".repeat(1 << 20)).unwrap()
+            std::fs::write(path, "[".repeat(1 << 20)).unwrap();
         }),
         ("huge", |path| {
             std::fs::File::create(path)

@@ -45,7 +45,9 @@ fn the_death_of_a_supervisor_can_be_ignored_like_any_error() {
     let mut containers = pod.start();
     until(|| exists(&pod.at("w/out")));
     containers.remove(1).signal(Signal::KILL);
-    containers.into_iter().for_each(|c| drop(c.end()));
+    for container in containers {
+        container.end();
+    }
     let report = pod.report();
     assert_eq!(report.outcome, Outcome::Complete, "{report:?}");
     let codes: Vec<_> = report.executors.iter().map(|log| log.exit_code).collect();
