@@ -33,7 +33,9 @@ pub(crate) struct Running {
 
 impl Place {
     pub(crate) fn new() -> Result<Self> {
-        let root = tempfile::tempdir()?;
+        let root = tempfile::Builder::new()
+            .disable_cleanup(std::env::var("KEEP").is_ok())
+            .tempdir()?;
         fs::create_dir(root.path().join("files"))?;
         Ok(Self { root })
     }

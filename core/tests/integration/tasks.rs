@@ -383,14 +383,13 @@ async fn a_working_directory_is_made() -> Result<()> {
 async fn what_a_command_leaves_behind_is_ended() -> Result<()> {
     let place = Place::new()?;
     let running = place.start().await?;
-    let script = "(while :; do date +%s%N > /vol/beat; sleep 0.01; done) & \
-                  setsid sh -c 'while :; do date +%s%N > /vol/beat; sleep 0.01; done' >/dev/null 2>&1 & \
-                  sleep 0.1";
+    let beat = "while :; do echo >> /vol/beat; sleep 0.01; done";
+    let script = format!("({beat}) & setsid sh -c '{beat}' >/dev/null 2>&1 & sleep 0.1");
     let task = json!({
         "volumes": ["/vol"],
         "executors": [
-            executor(script),
-            executor("cat /vol/beat; sleep 0.2; cat /vol/beat"),
+            executor(&script),
+            executor("wc -l < /vol/beat; sleep 0.2; wc -l < /vol/beat"),
         ],
     });
     let record = running.run(&place, &task).await?;
