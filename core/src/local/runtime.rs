@@ -128,8 +128,7 @@ impl Runtime {
         if ids.is_empty() {
             return Ok(());
         }
-        let remove = ["rm", "--force", "--volumes"];
-        engine.output(&[&remove[..], &ids].concat()).await.map(drop)
+        engine.remove(&ids).await
     }
 }
 
@@ -170,6 +169,16 @@ impl Engine {
             engine.limits_memory = can;
         }
         Ok(engine)
+    }
+
+    /// Removes containers, and ends at once what runs in them.
+    pub(in crate::local) async fn remove(&self, containers: &[&str]) -> io::Result<()> {
+        let remove: &[&str] = match self.kind {
+            // Else it would ask politely, for ten seconds.
+            EngineKind::Podman => &["rm", "--force", "--time", "0", "--volumes"],
+            EngineKind::Docker => &["rm", "--force", "--volumes"],
+        };
+        self.output(&[remove, containers].concat()).await.map(drop)
     }
 
     /// The label of every container of an attempt.
