@@ -207,7 +207,12 @@ impl Engine {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let errors = String::from_utf8_lossy(&output.stderr);
-        let lines: Vec<&str> = errors.lines().map(str::trim).collect();
+        // Not the engine's own log of what it tried before it gave up.
+        let lines: Vec<&str> = errors
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with("time="))
+            .collect();
         Err(io::Error::other(lines.join("; ")))
     }
 }
