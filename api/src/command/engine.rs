@@ -1,0 +1,163 @@
+//! What `tesk run` and `tesk serve` share: storages, store, scheduler and compute of this
+//! machine.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tesk_core::local::{self, Engine, Launcher, LocalSettings};
+use tesk_core::scheduler::Capacity;
+use tesk_core::storage::registry::Prefixes;
+use tesk_core::storage::{ConfigEntry, Registry};
+use tesk_core::tes::{PrefixRule, Rules};
+use tesk_core::transfer;
+
+use crate::auth::users;
+use crate::config::Config;
+
+/// TLS by ring, for every client in this process.
+pub(super) fn install_crypto() {
+    // It fails only if one is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// The storages of `entries`, or the default ones.
+pub(super) fn registry(entries: &[ConfigEntry]) -> Result<Registry, String> {
+    let default;
+    let entries = if entries.is_empty() {
+        default = tesk_backends::default_entries();
+        &default
+    } else {
+        entries
+    };
+    tesk_backends::builtin()
+        .build(entries)
+        .map_err(|error| error.to_string())
+}
+
+/// An entry that serves `file:` urls below `directory`.
+pub(super) fn directory_entry(directory: &Path) -> Result<ConfigEntry, String> {
+    let shown = directory.display();
+    let directory = std::fs::canonicalize(directory)
+        .map_err(|error| format!("cannot allow the path {shown}: {error}"))?;
+    if !directory.is_dir() {
+        return Err(format!(
+            "cannot allow the path {shown}: it is not a directory"
+        ));
+    }
+    let prefix = url::Url::from_directory_path(&directory)
+        .map_err(|()| format!("{shown} cannot be written as a url"))?;
+    let path = directory
+        .to_str()
+        .ok_or_else(|| format!("{shown} is not UTF-8"))?;
+    Ok(ConfigEntry {
+        kind: "pvc".into(),
+        prefix: Prefixes::One(prefix.into()),
+        options: toml::Table::from_iter([("path".into(), path.into())]),
+    })
+}
+
+/// What validation needs to know of the storages and limits.
+pub(super) fn rules(config: &Config) -> Result<Rules, String> {
+    let prefixes = registry(&config.storage)?.prefixes().into_iter();
+    Ok(Rules {
+        prefixes: prefixes
+            .map(|(prefix, can)| PrefixRule {
+                prefix,
+                write: can.write,
+                list: can.list,
+            })
+            .collect(),
+        ..config.rules()
+    })
+}
+
+/// What the process of an attempt needs to know to move files: nothing secret, as a
+/// configuration holds secrets by reference only.
+#[derive(Debug, Deserialize, Serialize)]
+struct Storages {
+    storage: Vec<ConfigEntry>,
+    transfer: transfer::Settings,
+}
+
+/// The hidden command that runs one attempt, in a process of its own.
+const ATTEMPT: &str = "__attempt";
+
+/// Runs an attempt, if that is what this process was started for.
+///
+/// To be called first of all: the attempt's lock is its standard input, and its sandbox wants
+/// a process with one thread.
+pub fn attempt() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next()? != ATTEMPT {
+        return None;
+    }
+    let (Some(storages), Some(directory)) = (arguments.next(), arguments.next()) else {
+        eprintln!("tesk: this command is for the engine itself");
+        return Some(ExitCode::from(2));
+    };
+    Some(local::attempt::main(Path::new(&directory), || {
+        install_crypto();
+        let text = std::fs::read(&storages)
+            .map_err(|error| format!("cannot read {}: {error}", storages.display()))?;
+        let storages: Storages = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+        let registry = registry(&storages.storage)?;
+        Ok(transfer::Engine::new(Arc::new(registry), &storages.transfer))
+    }))
+}
+
+/// Starts the engine of this machine.
+pub(super) async fn start(config: &Config) -> Result<Engine, String> {
+    let data = &config.server.data;
+    let mut scheduler = config.scheduler();
+    if config.local.cores.is_some() || config.local.memory.is_some() {
+        let machine = local::machine();
+        scheduler.capacity = Some(Capacity {
+            cores: config.local.cores.unwrap_or(machine.cores),
+            memory: config.local.memory.map_or(machine.memory, |size| size.0),
+        });
+    }
+    let storages = write_storages(config)?;
+    let program = std::env::current_exe()
+        .map_err(|error| format!("cannot find this program's own file: {error}"))?;
+    let engine = Engine::open(LocalSettings {
+        data: data.clone(),
+        runtime: config.local.runtime,
+        container_arguments: config.local.container_arguments.clone(),
+        launcher: Launcher {
+            program,
+            arguments: vec![ATTEMPT.into(), storages.display().to_string()],
+        },
+        scheduler,
+        tail: config.local.log_tail.0 as usize,
+    })
+    .await
+    .map_err(|error| error.to_string())?;
+    Ok(engine)
+}
+
+/// Leaves the storages where attempts find them. The name tells the content: an attempt that
+/// an earlier configuration started still finds its own, and another engine's is never
+/// replaced.
+fn write_storages(config: &Config) -> Result<PathBuf, String> {
+    let storages = Storages {
+        storage: config.storage.clone(),
+        transfer: config.transfer.clone(),
+    };
+    let data = &config.server.data;
+    let text = serde_json::to_vec(&storages).map_err(|error| error.to_string())?;
+    let name = users::hex(&Sha256::digest(&text)[..8]);
+    let write = || {
+        DirBuilder::new().recursive(true).mode(0o700).create(data)?;
+        let path = std::path::absolute(data.join(format!("storages-{name}.json")))?;
+        let new = path.with_extension("new");
+        std::fs::write(&new, &text)?;
+        std::fs::rename(&new, &path)?;
+        Ok(path)
+    };
+    write().map_err(|error: std::io::Error| format!("cannot write to {}: {error}", data.display()))
+}

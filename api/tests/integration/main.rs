@@ -1,0 +1,18 @@
+//! The service as its clients see it, over real connections.
+//!
+//! - `support`: a server in this process, over a real SQLite store, with nothing that runs
+//!   tasks.
+//! - `paths`: where things are, which methods they answer, what errors look like.
+//! - `create`, `views`, `lists`, `cancel`: the operations of TES.
+//! - `auth`, `origin`: who may do what.
+//! - `description`: replies against the OpenAPI document, and the page that shows it.
+
+mod auth;
+mod cancel;
+mod create;
+mod description;
+mod lists;
+mod origin;
+mod paths;
+mod support;
+mod views;
