@@ -65,12 +65,7 @@ impl Serve {
         });
         let rules = engine::rules(&config)?;
         let engine = engine::start(&config).await?;
-        let app = App::new(
-            &config,
-            engine.store(),
-            engine.rules().clone(),
-            auth.clone(),
-        );
+        let app = App::new(&config, engine.store(), rules, auth.clone());
 
         announce(&config, address)?;
         let stop = CancellationToken::new();
