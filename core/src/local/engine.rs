@@ -70,9 +70,7 @@ impl Engine {
             .await
             .map_err(OpenError::Runtime)?;
         if runtime == Runtime::Host {
-            sandbox::check(data.join("lock"))
-                .await
-                .map_err(OpenError::Runtime)?;
+            sandbox::check().await.map_err(OpenError::Runtime)?;
         }
         let compute = LocalCompute::open(compute::Settings {
             data,
