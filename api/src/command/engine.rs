@@ -1,8 +1,9 @@
 //! What `tesk run` and `tesk serve` share: storages, store, scheduler and compute of this
 //! machine.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{DirBuilder, File};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -161,7 +162,13 @@ fn write_storages(config: &Config) -> Result<PathBuf, String> {
         DirBuilder::new().recursive(true).mode(0o700).create(data)?;
         let path = std::path::absolute(data.join(format!("storages-{name}.json")))?;
         let new = path.with_extension("new");
-        std::fs::write(&new, &text)?;
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(&text)?;
         std::fs::rename(&new, &path)?;
         Ok(path)
     };

@@ -1,5 +1,6 @@
 //! `tesk serve`: the service with its engine.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -141,7 +142,8 @@ fn start_log(server: &Server) -> Result<(), String> {
         .map_err(|error| format!("server.log: `{}` is not a log filter: {error}", server.log))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match server.log_format {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),

@@ -282,7 +282,7 @@ impl Shown {
                 seen.stdout = None;
                 seen.stderr = None;
             }
-            text.push_str(&show::streams(&rest));
+            text.push_str(&show::streams(&rest, usize::MAX));
             *executors = log.logs.len();
             let system = log.system_logs.as_deref().unwrap_or_default();
             for line in system.iter().skip(*lines) {

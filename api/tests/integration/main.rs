@@ -5,6 +5,7 @@
 //! - `paths`: where things are, which methods they answer, what errors look like.
 //! - `create`, `views`, `lists`, `cancel`: the operations of TES.
 //! - `auth`, `origin`: who may do what.
+//! - `process`: the program itself: `tesk serve`, `tesk run`, the commands of a client.
 //! - `description`: replies against the OpenAPI document, and the page that shows it.
 
 mod auth;
@@ -14,5 +15,6 @@ mod description;
 mod lists;
 mod origin;
 mod paths;
+mod process;
 mod support;
 mod views;
