@@ -1,5 +1,6 @@
 //! `tesk run`: one task here and now, with no server.
 
+use std::fmt::Write;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -63,17 +64,14 @@ impl Run {
         let text = document::read(&self.file)?;
         let text = document::absolute(text, &self.file, &self.output_dir)?;
 
-        let temporary = match &self.data {
-            Some(data) => {
-                config.server.data.clone_from(data);
-                None
-            }
-            None => {
-                let temporary = Temporary::new()?;
-                config.server.data.clone_from(&temporary.0);
-                Some(temporary)
-            }
+        let temporary = match self.data {
+            Some(_) => None,
+            None => Some(Temporary::new()?),
         };
+        let data = temporary.as_ref().map(|temporary| &temporary.0);
+        if let Some(data) = self.data.as_ref().or(data) {
+            config.server.data.clone_from(data);
+        }
         let accepted = tes::accept(&text, &engine::rules(&config)?)
             .map_err(|rejection| refusal(&self.file, rejection))?;
         let engine = engine::start(&config).await?;
@@ -169,7 +167,7 @@ fn summary(task: &TaskReply, took: Duration) -> String {
     if let Some(log) = task.logs.as_ref().and_then(|logs| logs.last()) {
         text.push_str(&show::streams(log, LINES));
         for line in log.system_logs.iter().flatten() {
-            text.push_str(&format!("system      {}\n", show::one_line(line)));
+            let _ = writeln!(text, "{:<12}{}", "system log", show::one_line(line));
         }
         text.push_str(&show::outputs(log));
         delivered = log.outputs.len();
@@ -180,7 +178,7 @@ fn summary(task: &TaskReply, took: Duration) -> String {
         n => format!(", {n} files delivered"),
     };
     let took = show::duration(took);
-    text.push_str(&format!("{took}{files}: {}\n", task.state));
+    let _ = writeln!(text, "{took}{files}: {}", task.state);
     text
 }
 

@@ -61,7 +61,7 @@ impl Serve {
         let listener = server::bind(config.server.listen).await?;
         let address = listener.local_addr().map_err(|error| error.to_string())?;
         let auth = Arc::new(match &config.auth.users {
-            Some(path) => Authenticator::Users(UsersFile::open(path)?),
+            Some(path) => Authenticator::Users(Box::new(UsersFile::open(path)?)),
             None => Authenticator::Open,
         });
         let rules = engine::rules(&config)?;

@@ -1,5 +1,6 @@
 //! What a client asks of a server.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -286,7 +287,7 @@ impl Shown {
             *executors = log.logs.len();
             let system = log.system_logs.as_deref().unwrap_or_default();
             for line in system.iter().skip(*lines) {
-                text.push_str(&format!("--- system: {}\n", show::one_line(line)));
+                let _ = writeln!(text, "--- system: {}", show::one_line(line));
             }
             *lines = system.len();
         }

@@ -58,7 +58,7 @@ impl Server {
         let mut line = String::new();
         while stdout.read_line(&mut line).unwrap() > 0 && line != "ready\n" {
             if let Some(url) = line.trim().strip_prefix("API") {
-                address = url.trim().trim_end_matches("/ga4gh/tes/v1").to_owned();
+                address.push_str(url.trim().trim_end_matches("/ga4gh/tes/v1"));
             }
             line.clear();
         }
