@@ -254,7 +254,7 @@ async fn watch(
             }
         }
         asked = true;
-        kill_at = Some(Instant::now() + grace);
+        kill_at = Instant::now().checked_add(grace);
         child.signal(Signal::TERM);
         // A stopped process would sleep through it.
         child.signal(Signal::CONT);

@@ -12,6 +12,8 @@ mod find;
 mod place;
 pub mod report;
 mod supervised;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use std::io;

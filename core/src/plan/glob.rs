@@ -269,11 +269,13 @@ impl Set {
                     let (high, length) = Element::read(rest);
                     text = &rest[length..];
                     if let Element::Byte(high) = high {
-                        set.extend(|byte| (low..=high).contains(&byte));
+                        (low..=high).for_each(|byte| set.insert(byte));
                     }
                 }
-                (Element::Byte(byte), _) => set.extend(|b| b == byte),
-                (Element::Class(name), _) => set.extend(|byte| in_class(name, byte)),
+                (Element::Byte(byte), _) => set.insert(byte),
+                (Element::Class(name), _) => (0..128)
+                    .filter(|byte| in_class(name, *byte))
+                    .for_each(|byte| set.insert(byte)),
                 (Element::Nothing, _) => {}
             }
         }
@@ -283,10 +285,8 @@ impl Set {
         set
     }
 
-    fn extend(&mut self, member: impl Fn(u8) -> bool) {
-        for byte in (0..=u8::MAX).filter(|byte| member(*byte)) {
-            self.0[usize::from(byte >> 7)] |= 1 << (byte & 127);
-        }
+    fn insert(&mut self, byte: u8) {
+        self.0[usize::from(byte >> 7)] |= 1 << (byte & 127);
     }
 
     fn contains(self, byte: u8) -> bool {

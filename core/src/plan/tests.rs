@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::glob::Pattern;
 use super::*;
+use crate::storage::StorageUrl;
+use crate::tes::{Task, UrlSecrets};
 
 /// The plan of a stored document with one executor, unless `document` says otherwise.
 fn plan(document: Value) -> Result<Plan, PlanError> {

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::tree::{Found, Kind, MAX_ENTRIES, Obstacle, Place, Tree};
+use super::tree::{Found, Kind, Obstacle, Place, Tree};
 use crate::plan::glob::{Component, Pattern};
 use crate::plan::{OutputSource, PlannedOutput, delivered_name};
 use crate::rooted::RelPath;
@@ -100,7 +100,6 @@ pub(super) fn find(
                 tree,
                 prefix,
                 sink,
-                visited: 0,
                 matched: false,
             };
             if let Ok(Place {
@@ -157,7 +156,6 @@ struct Search<'a> {
     tree: &'a Tree,
     prefix: &'a str,
     sink: Sink<'a>,
-    visited: usize,
     matched: bool,
 }
 
@@ -184,14 +182,16 @@ impl Search<'_> {
             if !component.matches(name.as_encoded_bytes()) {
                 continue;
             }
-            self.visited += 1;
-            let found = self.tree.entry(place, &name);
-            let path = format!("{path}/{}", name.to_string_lossy());
-            if self.visited > MAX_ENTRIES || path.len() > MAX_PATH {
-                let why = "is one of more matches than can be visited (symlinks in a circle?)";
-                self.refuse(path, Obstacle::Refused(why.to_owned()))?;
+            let shown = format!("{path}/{}", name.to_string_lossy());
+            if let Err(why) = self.tree.visit() {
+                self.refuse(shown, why)?;
                 return ControlFlow::Break(());
             }
+            if shown.len() > MAX_PATH {
+                continue;
+            }
+            let path = shown;
+            let found = self.tree.entry(place, &name);
             match found {
                 // A literal name need not be there, and only the last one need be collected.
                 Err(Obstacle::Missing) => {}

@@ -85,7 +85,7 @@ pub async fn inputs(plan: &Plan, scratch: &Arc<Root>, engine: &Engine) -> Result
 }
 
 /// How many of the first inputs do not touch each other: none is at, above or below another.
-fn independent(inputs: &[PlannedInput]) -> usize {
+pub(super) fn independent(inputs: &[PlannedInput]) -> usize {
     let mut taken: HashSet<&str> = HashSet::new();
     let mut above: HashSet<&str> = HashSet::new();
     for (count, input) in inputs.iter().enumerate() {

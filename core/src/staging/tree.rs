@@ -1,6 +1,7 @@
 //! What executors made, seen as they saw it: symlinks count only where they stay inside the
 //! task's own mounts.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -13,14 +14,16 @@ use crate::rooted::{RelPath, Root};
 
 /// Symlinks followed for one path, as the kernel has it.
 const MAX_LINKS: usize = 40;
-/// Entries visited below one directory: symlinks can make a small tree look endless.
-pub(super) const MAX_ENTRIES: usize = 1_000_000;
+/// Entries visited for one output: symlinks can make a small tree look endless.
+const MAX_ENTRIES: usize = if cfg!(test) { 10_000 } else { 1_000_000 };
 
 /// Scratch (or a container's own root) through a task's eyes.
 #[derive(Debug)]
 pub(super) struct Tree {
     root: Arc<Root>,
     visible: Vec<(RelPath, MountKind)>,
+    /// Entries that may still be visited.
+    budget: Cell<usize>,
 }
 
 /// A file or directory, symlinks resolved.
@@ -84,6 +87,7 @@ impl Tree {
                 .chain(also)
                 .filter_map(|(path, kind)| Some((RelPath::new(path)?, kind)))
                 .collect(),
+            budget: Cell::new(MAX_ENTRIES),
         }
     }
 
@@ -105,7 +109,8 @@ impl Tree {
         Ok(names)
     }
 
-    /// Everything below the directory `start`, and `start` itself first, depth first.
+    /// Everything below the directory `start`, and `start` itself first, depth first. Breaks
+    /// when `found` does, and when too many entries were visited.
     pub(super) fn walk(
         &self,
         start: &RelPath,
@@ -118,7 +123,6 @@ impl Tree {
         }
         let mut levels: Vec<Level> = Vec::new();
         let mut next = Some((start.clone(), String::new()));
-        let mut visited = 0_usize;
         loop {
             if let Some((place, relative)) = next.take() {
                 match self.names(&place) {
@@ -144,17 +148,16 @@ impl Tree {
                 levels.pop();
                 continue;
             };
-            visited += 1;
             let relative = match level.relative.as_str() {
                 "" => name.to_string_lossy().into_owned(),
                 parent => format!("{parent}/{}", name.to_string_lossy()),
             };
             let refused = |why: &str| Obstacle::Refused(why.to_owned());
-            let entry = if visited > MAX_ENTRIES {
-                Err(Obstacle::Refused(format!(
-                    "is one of more than {MAX_ENTRIES} entries"
-                )))
-            } else if name.to_str().is_none() {
+            if let Err(why) = self.visit() {
+                found(Found::Refused { relative, why })?;
+                return ControlFlow::Break(());
+            }
+            let entry = if name.to_str().is_none() {
                 Err(refused("has a name that is not UTF-8"))
             } else {
                 self.entry(&level.place, &name)
@@ -178,14 +181,17 @@ impl Tree {
                         next = Some((path, relative));
                     }
                 }
-                Err(why) => {
-                    found(Found::Refused { relative, why })?;
-                    if visited > MAX_ENTRIES {
-                        return ControlFlow::Continue(());
-                    }
-                }
+                Err(why) => found(Found::Refused { relative, why })?,
             }
         }
+    }
+
+    /// Counts one entry more; an error once there were too many.
+    pub(super) fn visit(&self) -> Result<(), Obstacle> {
+        let left = self.budget.get().checked_sub(1);
+        self.budget.set(left.unwrap_or_default());
+        let why = || format!("comes after {MAX_ENTRIES} others (symlinks in a circle?)");
+        left.map(drop).ok_or_else(|| Obstacle::Refused(why()))
     }
 
     /// Follows `components` from the resolved directory `at`, as a process would whose root is

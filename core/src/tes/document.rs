@@ -68,7 +68,7 @@ pub struct Input {
     /// Absolute path inside the executors.
     pub path: String,
     /// Whether `url` is a file or a directory.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", default)]
     pub kind: FileType,
     /// The file's content itself, instead of a `url`; if empty, and there is a
     /// `url`, that counts. Shown in the FULL view only.
@@ -97,7 +97,7 @@ pub struct Output {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path_prefix: Option<String>,
     /// Whether `path` is a file or a directory; not needed with a pattern.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", default)]
     pub kind: FileType,
 }
 

@@ -123,38 +123,3 @@ pub struct Organization {
     /// Its web site, with a scheme.
     pub url: String,
 }
-
-/// The answer to `GET /tasks/service-info`, which clients of TES 0.4 ask for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct LegacyServiceInfo {
-    /// For people.
-    pub name: String,
-    /// The description, or nothing.
-    pub doc: String,
-    /// Prefixes of the URLs that tasks may use.
-    pub storage: Vec<String>,
-}
-
-impl From<&ServiceInfo> for LegacyServiceInfo {
-    fn from(info: &ServiceInfo) -> Self {
-        Self {
-            name: info.name.clone(),
-            doc: info.description.clone().unwrap_or_default(),
-            storage: info.storage.clone(),
-        }
-    }
-}
-
-/// The answer to every request that is refused.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct ErrorReply {
-    /// The HTTP status.
-    pub status_code: u16,
-    /// What is wrong, in words a person can act on.
-    pub msg: String,
-    /// Every breach, for a document or query that breaks rules.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub errors: Vec<super::FieldError>,
-}

@@ -228,6 +228,23 @@ proptest! {
     }
 
     #[test]
+    fn a_password_is_masked_exactly_where_a_storage_reads_it(user in "[a-z@:%+.*-]{0,12}") {
+        let sent = format!("ftp://{user}@h/a:b@c");
+        let document = json!({
+            "inputs": [{"path": "/in/f", "url": sent}],
+            "executors": [{"image": "i", "command": ["c"]}],
+        });
+        let accepted = accept(document.to_string().as_bytes(), &rules()).unwrap();
+        let shown = accepted.task.inputs.unwrap().remove(0).url.unwrap();
+        let password = |url: &str| {
+            let url: crate::storage::StorageUrl = url.parse().unwrap();
+            url.password().map(str::to_owned)
+        };
+        prop_assert_eq!(password(&shown), password(&sent).map(|_| "***".to_owned()));
+        prop_assert_eq!(accepted.secrets.restore("inputs[0].url", &shown), sent);
+    }
+
+    #[test]
     fn each_view_has_exactly_its_fields(
         document in good_document(),
         state in proptest::sample::select(State::ALL.to_vec()),

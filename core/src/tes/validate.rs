@@ -76,6 +76,9 @@ pub fn accept(body: &[u8], rules: &Rules) -> Result<Accepted, Rejection> {
     })
 }
 
+/// As many ignored parameters are named in the log.
+const MOST_WARNINGS: usize = 20;
+
 /// One pass over a document.
 struct Check<'a> {
     rules: &'a Rules,
@@ -298,11 +301,18 @@ impl Check<'_> {
             if strict {
                 self.faults.add(at.member(key), msg);
             } else {
-                let shown = shortened(key);
-                self.warnings
-                    .push(format!("backend parameter {shown} is ignored: it {msg}"));
+                if dropped.len() < MOST_WARNINGS {
+                    let key = shortened(key);
+                    self.warnings
+                        .push(format!("backend parameter {key} is ignored: it {msg}"));
+                }
                 dropped.insert(key.clone());
             }
+        }
+        if dropped.len() > MOST_WARNINGS {
+            let more = dropped.len() - MOST_WARNINGS;
+            self.warnings
+                .push(format!("{more} more backend parameters are ignored"));
         }
         parameters.retain(|key, _| !dropped.contains(key));
     }
