@@ -143,7 +143,7 @@ async fn an_attempt_outlives_its_engine() -> Result<()> {
 }
 
 /// The process of a task's first attempt, once its first executor runs.
-fn running_attempt(place: &Place, id: &TaskId) -> Result<Option<i32>> {
+pub(crate) fn running_attempt(place: &Place, id: &TaskId) -> Result<Option<i32>> {
     let status = place
         .path()
         .join(format!("data/attempts/{id}-1/status.json"));
