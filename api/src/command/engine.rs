@@ -104,9 +104,13 @@ pub fn attempt() -> Option<ExitCode> {
         install_crypto();
         let text = std::fs::read(&storages)
             .map_err(|error| format!("cannot read {}: {error}", storages.display()))?;
-        let storages: Storages = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+        let storages: Storages =
+            serde_json::from_slice(&text).map_err(|error| error.to_string())?;
         let registry = registry(&storages.storage)?;
-        Ok(transfer::Engine::new(Arc::new(registry), &storages.transfer))
+        Ok(transfer::Engine::new(
+            Arc::new(registry),
+            &storages.transfer,
+        ))
     }))
 }
 

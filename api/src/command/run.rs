@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use tesk_core::local::{Engine, RuntimeChoice};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tesk_core::local::{Engine, RuntimeChoice};
 use tesk_core::scheduler::{self, NewTask, Owner, TaskId};
 use tesk_core::tes::{self, Rejection, State, TaskLog, TaskReply};
 use tracing_subscriber::EnvFilter;
