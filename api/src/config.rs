@@ -325,12 +325,12 @@ impl Config {
         ))
     }
 
-    /// Serves one more storage. Without any configured, the default ones stay.
-    pub fn allow(&mut self, entry: ConfigEntry) {
+    /// Serves more storages. Without any configured, the default ones stay.
+    pub fn allow(&mut self, entries: Vec<ConfigEntry>) {
         if self.storage.is_empty() {
             self.storage = tesk_backends::default_entries();
         }
-        self.storage.push(entry);
+        self.storage.extend(entries);
     }
 
     /// How the scheduler decides.

@@ -4,7 +4,7 @@
 use std::fs::{DirBuilder, File};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -40,26 +40,35 @@ pub(super) fn registry(entries: &[ConfigEntry]) -> Result<Registry, String> {
         .map_err(|error| error.to_string())
 }
 
-/// An entry that serves `file:` urls below `directory`.
-pub(super) fn directory_entry(directory: &Path) -> Result<ConfigEntry, String> {
+/// Entries that serve `file:` urls below `directory`, as it was given and as it is without
+/// symlinks.
+pub(super) fn directory_entries(directory: &Path) -> Result<Vec<ConfigEntry>, String> {
     let shown = directory.display();
-    let directory = std::fs::canonicalize(directory)
-        .map_err(|error| format!("cannot allow the path {shown}: {error}"))?;
-    if !directory.is_dir() {
+    let failed = |error| format!("cannot allow the path {shown}: {error}");
+    let real = directory.canonicalize().map_err(failed)?;
+    if !real.is_dir() {
         return Err(format!(
             "cannot allow the path {shown}: it is not a directory"
         ));
     }
-    let prefix = url::Url::from_directory_path(&directory)
-        .map_err(|()| format!("{shown} cannot be written as a url"))?;
-    let path = directory
+    let mut names = vec![real.clone()];
+    let given = std::path::absolute(directory).map_err(failed)?;
+    if given.components().all(|part| part != Component::ParentDir) && given != real {
+        names.push(given);
+    }
+    let path = real
         .to_str()
         .ok_or_else(|| format!("{shown} is not UTF-8"))?;
-    Ok(ConfigEntry {
-        kind: "pvc".into(),
-        prefix: Prefixes::One(prefix.into()),
-        options: toml::Table::from_iter([("path".into(), path.into())]),
-    })
+    let entries = names.iter().map(|name| {
+        let prefix = url::Url::from_file_path(name)
+            .map_err(|()| format!("{shown} cannot be written as a url"))?;
+        Ok(ConfigEntry {
+            kind: "pvc".into(),
+            prefix: Prefixes::One(prefix.into()),
+            options: toml::Table::from_iter([("path".into(), path.into())]),
+        })
+    });
+    entries.collect()
 }
 
 /// What validation needs to know of the storages and limits.

@@ -60,7 +60,7 @@ impl Run {
             config.local.runtime = runtime;
         }
         // The files of this machine, with the rights of the caller: it is their own task.
-        config.allow(engine::directory_entry(Path::new("/"))?);
+        config.allow(engine::directory_entries(Path::new("/"))?);
         let text = document::read(&self.file)?;
         let text = document::absolute(text, &self.file, &self.output_dir)?;
 
@@ -75,13 +75,13 @@ impl Run {
         let accepted = tes::accept(&text, &engine::rules(&config)?)
             .map_err(|rejection| refusal(&self.file, rejection))?;
         let engine = engine::start(&config).await?;
-        let outcome = self.run(&engine, accepted).await;
+        let outcome = self.run(&engine, &config.server.data, accepted).await;
         engine.stop().await;
         drop(temporary);
         outcome
     }
 
-    async fn run(&self, engine: &Engine, accepted: tes::Accepted) -> Outcome {
+    async fn run(&self, engine: &Engine, data: &Path, accepted: tes::Accepted) -> Outcome {
         let store = engine.store();
         let document = serde_json::to_string(&accepted.task).map_err(|error| error.to_string())?;
         let id = TaskId::random();
@@ -131,7 +131,12 @@ impl Run {
             }
             interrupts += 1;
             if interrupts > 1 {
-                return Err(Failure::Status(130));
+                // The task's process ends itself soon; its files must stay until then.
+                eprintln!(
+                    "tesk: left; what remains of the task is in {}",
+                    data.display()
+                );
+                std::process::exit(130);
             }
             live.say("canceling; once more to leave at once");
             let canceled = scheduler::cancel(&*store, &id).await;

@@ -50,7 +50,7 @@ impl Serve {
             config.local.runtime = runtime;
         }
         for path in &self.allow_path {
-            config.allow(engine::directory_entry(path)?);
+            config.allow(engine::directory_entries(path)?);
         }
         config.refuse_open_to_others()?;
         start_log(&config.server)?;
