@@ -25,6 +25,23 @@ def task(command, name, **more):
     )
 
 
+def state(client, task_id):
+    """The state of a task. py-tes 0.4 does not know CANCELING and refuses to read it."""
+    try:
+        return client.get_task(task_id, "MINIMAL").state
+    except tes.utils.UnmarshalError as error:
+        if VERSION.startswith("0.4") and "CANCELING" in str(error):
+            return "CANCELING"
+        raise
+
+
+def becomes(client, task_id, wanted, seconds=30):
+    deadline = time.time() + seconds
+    while state(client, task_id) != wanted:
+        assert time.time() < deadline, f"{task_id} did not become {wanted}"
+        time.sleep(0.1)
+
+
 def main():
     client = tes.HTTPClient(SERVER, timeout=10)
 
@@ -49,14 +66,9 @@ def main():
     assert minimal.state == "COMPLETE" and not minimal.executors, minimal
 
     slow = client.create_task(task(["sleep", "60"], f"slow-{VERSION}"))
-    deadline = time.time() + 30
-    while client.get_task(slow, "MINIMAL").state != "RUNNING":
-        assert time.time() < deadline, client.get_task(slow, "FULL")
-        time.sleep(0.1)
+    becomes(client, slow, "RUNNING")
     client.cancel_task(slow)
-    while client.get_task(slow, "MINIMAL").state != "CANCELED":
-        assert time.time() < deadline, client.get_task(slow, "FULL")
-        time.sleep(0.1)
+    becomes(client, slow, "CANCELED")
     client.cancel_task(slow)
 
     first = client.list_tasks(view="BASIC", page_size=1)
