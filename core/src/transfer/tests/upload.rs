@@ -11,7 +11,7 @@ const PART: usize = 1000;
 #[derive(Debug, Default)]
 struct Parts {
     failures: Arc<Mutex<u32>>,
-    parts: Arc<Mutex<BTreeMap<u64, Vec<u8>>>>,
+    content: Arc<Mutex<BTreeMap<u64, Vec<u8>>>>,
     ended: Arc<Mutex<Vec<&'static str>>>,
 }
 
@@ -40,7 +40,7 @@ impl Storage for Parts {
             url: url.clone(),
             size,
             failures: self.failures.clone(),
-            parts: self.parts.clone(),
+            content: self.content.clone(),
             ended: self.ended.clone(),
         }))
     }
@@ -51,7 +51,7 @@ struct Running {
     url: StorageUrl,
     size: u64,
     failures: Arc<Mutex<u32>>,
-    parts: Arc<Mutex<BTreeMap<u64, Vec<u8>>>>,
+    content: Arc<Mutex<BTreeMap<u64, Vec<u8>>>>,
     ended: Arc<Mutex<Vec<&'static str>>>,
 }
 
@@ -82,7 +82,7 @@ impl Upload for Running {
                 "the connection was cut",
             ));
         }
-        self.parts.lock().unwrap().insert(index, bytes);
+        self.content.lock().unwrap().insert(index, bytes);
         Ok(())
     }
     async fn complete(&self) -> Result<Written> {
@@ -120,7 +120,7 @@ async fn parts_are_sent_again_one_by_one_and_counted_once() {
     for (failures, size) in [(0, 0), (0, 1), (0, 3000), (7, 10_500)] {
         let (moved, storage, engine) = store(failures, size).await;
         assert_eq!(moved.unwrap().size, size as u64);
-        let parts = storage.parts.lock().unwrap();
+        let parts = storage.content.lock().unwrap();
         assert_eq!(parts.len(), size.div_ceil(PART).max(1));
         assert_eq!(
             parts.values().flatten().copied().collect::<Vec<_>>(),
