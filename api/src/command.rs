@@ -82,9 +82,13 @@ struct Remote {
         global = true
     )]
     server: String,
-    /// A file that holds a bearer token; TESK_TOKEN is the token itself, TESK_USER and
-    /// TESK_PASSWORD are for servers with passwords
-    #[arg(long, value_name = "FILE")]
+    /// A file that holds a bearer token
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "A file that holds a bearer token; TESK_TOKEN is the token itself, TESK_USER and \
+                TESK_PASSWORD are for servers with passwords"
+    )]
     token_file: Option<PathBuf>,
 }
 

@@ -1,8 +1,9 @@
 //! What `tesk run` and `tesk serve` share: storages, store, scheduler and compute of this
 //! machine.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{DirBuilder, File};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -87,14 +88,16 @@ struct Storages {
 /// The hidden command that runs one attempt, in a process of its own.
 const ATTEMPT: &str = "__attempt";
 
-/// Runs an attempt, if that is what this process was started for.
+/// Runs an attempt or the inside of its sandbox, if that is what this process was started for.
 ///
-/// To be called first of all: the attempt's lock is its standard input, and its sandbox wants
-/// a process with one thread.
+/// To be called first of all: an attempt's lock is its standard input, and a sandbox wants a
+/// process with one thread.
 pub fn attempt() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next()? != ATTEMPT {
-        return None;
+    match arguments.next()?.to_str()? {
+        ATTEMPT => {}
+        local::sandbox::ARGUMENT => return Some(local::sandbox::main()),
+        _ => return None,
     }
     let (Some(storages), Some(directory)) = (arguments.next(), arguments.next()) else {
         eprintln!("tesk: this command is for the engine itself");
@@ -104,9 +107,13 @@ pub fn attempt() -> Option<ExitCode> {
         install_crypto();
         let text = std::fs::read(&storages)
             .map_err(|error| format!("cannot read {}: {error}", storages.display()))?;
-        let storages: Storages = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+        let storages: Storages =
+            serde_json::from_slice(&text).map_err(|error| error.to_string())?;
         let registry = registry(&storages.storage)?;
-        Ok(transfer::Engine::new(Arc::new(registry), &storages.transfer))
+        Ok(transfer::Engine::new(
+            Arc::new(registry),
+            &storages.transfer,
+        ))
     }))
 }
 
@@ -155,7 +162,13 @@ fn write_storages(config: &Config) -> Result<PathBuf, String> {
         DirBuilder::new().recursive(true).mode(0o700).create(data)?;
         let path = std::path::absolute(data.join(format!("storages-{name}.json")))?;
         let new = path.with_extension("new");
-        std::fs::write(&new, &text)?;
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(&text)?;
         std::fs::rename(&new, &path)?;
         Ok(path)
     };

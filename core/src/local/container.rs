@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::fd::AsRawFd as _;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::attempt::{ExecutorEnd, NotStarted};
 use super::compute::directory::Order;
 use super::runtime::{Engine, EngineKind};
-use crate::plan::{Mount, OutputSource, PlannedExecutor, glob::Pattern};
+use crate::plan::{OutputSource, PlannedExecutor, glob::Pattern};
 use crate::process::{self, Command, Ended};
 use crate::rooted::{RelPath, Root};
 use crate::tes::ExecutorLog;
@@ -80,7 +81,41 @@ impl<'a> Containers<'a> {
             Ok(streams) => streams,
             Err(reason) => return Ok(unusable(reason)),
         };
-        let (argv, env) = self.command_line(&name, executor);
+        let mut ended = self
+            .run_container(&name, executor, &streams, None, stop, &grace)
+            .await;
+        // Docker makes a working directory that the image does not have, podman refuses.
+        if ended.stderr.starts_with("Error: workdir ")
+            && ended.stderr.contains("does not exist on container")
+        {
+            self.remove(&name).await;
+            let workdir = self.make_workdir(index).map_err(|error| NotStarted {
+                reason: format!("cannot make a working directory: {error}"),
+                retryable: true,
+            })?;
+            ended = self
+                .run_container(&name, executor, &streams, Some(&workdir), stop, &grace)
+                .await;
+        }
+        let mut end = self.judge(executor, ended)?;
+        if self.collects() {
+            end.notes.extend(self.collect(&name).await);
+            self.remove(&name).await;
+        }
+        Ok(end)
+    }
+
+    /// Runs a container to its end; `workdir` is mounted as its working directory.
+    async fn run_container(
+        &self,
+        name: &str,
+        executor: &PlannedExecutor,
+        streams: &Streams,
+        workdir: Option<&Path>,
+        stop: &CancellationToken,
+        grace: &impl Fn() -> Duration,
+    ) -> Ended {
+        let (argv, env) = self.command_line(name, executor, workdir);
         let path = |file: &Option<std::fs::File>| {
             // As it was opened: whatever lies at its name now.
             file.as_ref()
@@ -95,32 +130,22 @@ impl<'a> Containers<'a> {
             tail: self.order.tail,
             ..Command::default()
         };
-        // The engine's command passes TERM on to the container; after the grace it is killed
-        // itself, and then the container is removed by force.
-        let ended = {
-            let ask = CancellationToken::new();
-            let run = process::run(command, ask.clone(), FOR_EVER);
-            tokio::pin!(run);
-            tokio::select! {
-                ended = &mut run => ended,
-                () = stop.cancelled() => {
-                    ask.cancel();
-                    match tokio::time::timeout(grace(), &mut run).await {
-                        Ok(ended) => ended,
-                        Err(_) => {
-                            self.remove(&name).await;
-                            run.await
-                        }
-                    }
-                }
-            }
-        };
-        let mut end = self.judge(executor, ended)?;
-        if self.collects() {
-            end.notes.extend(self.collect(&name).await);
-            self.remove(&name).await;
+        // The engine's command passes TERM on to the container; what does not end by that is
+        // removed by force.
+        let ask = CancellationToken::new();
+        let run = process::run(command, ask.clone(), FOR_EVER);
+        tokio::pin!(run);
+        tokio::select! {
+            ended = &mut run => return ended,
+            () = stop.cancelled() => ask.cancel(),
         }
-        Ok(end)
+        match tokio::time::timeout(grace(), &mut run).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                self.remove(name).await;
+                run.await
+            }
+        }
     }
 
     /// What the engine's exit code says about the command.
@@ -170,6 +195,7 @@ impl<'a> Containers<'a> {
         &self,
         name: &str,
         executor: &PlannedExecutor,
+        own_workdir: Option<&Path>,
     ) -> (Vec<String>, Vec<(OsString, OsString)>) {
         let mut argv = self.engine.argv(&["run", "--pull=never", "--name", name]);
         let mut push = |parts: &[&str]| argv.extend(parts.iter().map(|p| (*p).to_owned()));
@@ -194,7 +220,11 @@ impl<'a> Containers<'a> {
             push(&["--memory", &format!("{memory}b")]);
         }
         for mount in &self.order.plan.mounts {
-            push(&["--mount", &self.mount(mount)]);
+            let source = self.scratch.path().join(mount.path.trim_start_matches('/'));
+            push(&["--mount", &bind(&source, &mount.path)]);
+        }
+        if let (Some(source), Some(workdir)) = (own_workdir, &executor.workdir) {
+            push(&["--mount", &bind(source, workdir)]);
         }
         let mut env: Vec<_> = std::env::vars_os().collect();
         for (key, value) in &executor.env {
@@ -221,24 +251,6 @@ impl<'a> Containers<'a> {
         push(&["--entrypoint", &entrypoint, &executor.image]);
         argv.extend_from_slice(arguments);
         (argv, env)
-    }
-
-    fn mount(&self, mount: &Mount) -> String {
-        let source = self.scratch.path().join(mount.path.trim_start_matches('/'));
-        // One line of CSV.
-        let field = |key: &str, value: &str| {
-            let field = format!("{key}={value}");
-            if field.contains([',', '"', '\n', '\r']) {
-                format!("\"{}\"", field.replace('"', "\"\""))
-            } else {
-                field
-            }
-        };
-        format!(
-            "type=bind,{},{}",
-            field("src", &source.to_string_lossy()),
-            field("dst", &mount.path)
-        )
     }
 
     /// Opens the files of an executor's streams within scratch; an error is for its user.
@@ -315,13 +327,21 @@ impl<'a> Containers<'a> {
 
     /// Removes a container, whatever it does.
     async fn remove(&self, name: &str) {
-        let removed = self
-            .engine
-            .output(&["rm", "--force", "--volumes", name])
-            .await;
-        if let Err(error) = removed {
+        if let Err(error) = self.engine.remove(&[name]).await {
             eprintln!("cannot remove the container {name}: {error}");
         }
+    }
+
+    /// A directory for any user, to be mounted where the image has no working directory.
+    fn make_workdir(&self, index: usize) -> std::io::Result<PathBuf> {
+        // Beside scratch: no executor sees it but this one.
+        let path = self
+            .scratch
+            .path()
+            .with_file_name(format!("workdir-{index}"));
+        std::fs::create_dir_all(&path)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777))?;
+        Ok(path)
     }
 }
 
@@ -329,6 +349,20 @@ struct Streams {
     stdin: Option<std::fs::File>,
     stdout: Option<std::fs::File>,
     stderr: Option<std::fs::File>,
+}
+
+/// The value of `--mount`: one line of CSV.
+fn bind(source: &Path, target: &str) -> String {
+    let field = |key: &str, value: &str| {
+        let field = format!("{key}={value}");
+        if field.contains([',', '"', '\n', '\r']) {
+            format!("\"{}\"", field.replace('"', "\"\""))
+        } else {
+            field
+        }
+    };
+    let source = field("src", &source.to_string_lossy());
+    format!("type=bind,{source},{}", field("dst", target))
 }
 
 /// An executor whose files cannot be used: its own fault, with a shell's exit code.

@@ -70,9 +70,7 @@ impl Engine {
             .await
             .map_err(OpenError::Runtime)?;
         if runtime == Runtime::Host {
-            sandbox::check(data.join("lock"))
-                .await
-                .map_err(OpenError::Runtime)?;
+            sandbox::check().await.map_err(OpenError::Runtime)?;
         }
         let compute = LocalCompute::open(compute::Settings {
             data,
@@ -132,7 +130,7 @@ pub enum ObserveError {
 }
 
 /// What this machine has.
-fn machine() -> Capacity {
+pub fn machine() -> Capacity {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let info = rustix::system::sysinfo();
     Capacity {

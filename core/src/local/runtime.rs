@@ -128,8 +128,7 @@ impl Runtime {
         if ids.is_empty() {
             return Ok(());
         }
-        let remove = ["rm", "--force", "--volumes"];
-        engine.output(&[&remove[..], &ids].concat()).await.map(drop)
+        engine.remove(&ids).await
     }
 }
 
@@ -172,6 +171,16 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Removes containers, and ends at once what runs in them.
+    pub(in crate::local) async fn remove(&self, containers: &[&str]) -> io::Result<()> {
+        let remove: &[&str] = match self.kind {
+            // Else it would ask politely, for ten seconds.
+            EngineKind::Podman => &["rm", "--force", "--time", "0", "--volumes"],
+            EngineKind::Docker => &["rm", "--force", "--volumes"],
+        };
+        self.output(&[remove, containers].concat()).await.map(drop)
+    }
+
     /// The label of every container of an attempt.
     pub(in crate::local) fn label(attempt: &AttemptId) -> String {
         format!("tesk.attempt={attempt}")
@@ -198,7 +207,12 @@ impl Engine {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let errors = String::from_utf8_lossy(&output.stderr);
-        let lines: Vec<&str> = errors.lines().map(str::trim).collect();
+        // Not the engine's own log of what it tried before it gave up.
+        let lines: Vec<&str> = errors
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with("time="))
+            .collect();
         Err(io::Error::other(lines.join("; ")))
     }
 }

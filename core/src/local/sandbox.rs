@@ -113,13 +113,13 @@ impl<'a> Sandbox<'a> {
 }
 
 /// Whether sandboxes can be made here; an error names what forbids it.
-pub(super) async fn check(lock: PathBuf) -> Result<(), String> {
+pub(super) async fn check() -> Result<(), String> {
     let root = tempdir().map_err(|error| format!("cannot make a directory: {error}"))?;
     let request = Request {
         root: root.clone(),
         scratch: root.clone(),
         hidden: root.clone(),
-        lock,
+        lock: root.join("lock"),
         plan: without_addresses(&Plan {
             version: crate::plan::VERSION,
             task: String::new(),
@@ -135,7 +135,7 @@ pub(super) async fn check(lock: PathBuf) -> Result<(), String> {
         grace: Duration::ZERO,
     };
     let answer = ask(&request, None).await;
-    let _ = std::fs::remove_dir(&root);
+    let _ = std::fs::remove_dir_all(&root);
     match answer {
         Ok(Answer::Ended(..)) => Ok(()),
         Ok(Answer::Failed(reason)) => Err(reason),
@@ -146,6 +146,7 @@ pub(super) async fn check(lock: PathBuf) -> Result<(), String> {
 fn tempdir() -> std::io::Result<PathBuf> {
     let path = std::env::temp_dir().join(format!("tesk-check-{:016x}", rand::random::<u64>()));
     std::fs::create_dir(&path)?;
+    std::fs::File::create(path.join("lock"))?;
     Ok(path)
 }
 

@@ -17,7 +17,7 @@ use tesk_core::local::store::OpenError;
 use tesk_core::scheduler::{Created, NewTask, Owner, TaskId, TaskStore};
 use tesk_core::tes::UrlSecrets;
 
-use crate::trial;
+use crate::{trial, trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     let suite = CASES.iter().map(|case| {
@@ -26,21 +26,12 @@ pub(crate) fn trials() -> Vec<Trial> {
             (case.run)(Arc::new(Directory(directory))).await
         })
     });
-    let own = [
-        trial(
-            "sqlite::a_second_process_is_refused_and_told_who_has_the_directory",
-            || a_second_process_is_refused_and_told_who_has_the_directory(),
-        ),
-        trial("sqlite::nobody_else_can_read_the_database", || {
-            nobody_else_can_read_the_database()
-        }),
-        trial(
-            "sqlite::a_database_of_a_later_version_is_left_alone",
-            || a_database_of_a_later_version_is_left_alone(),
-        ),
-        trial("sqlite::what_was_acknowledged_survives_a_kill", || {
-            what_was_acknowledged_survives_a_kill()
-        }),
+    let own = trials![
+        "sqlite":
+        a_second_process_is_refused_and_told_who_has_the_directory,
+        nobody_else_can_read_the_database,
+        a_database_of_a_later_version_is_left_alone,
+        what_was_acknowledged_survives_a_kill,
     ];
     suite.chain(own).collect()
 }
