@@ -75,11 +75,13 @@ pub async fn run(
         course.report(&plan, delivered, began, options.tail)
     };
     let report = tokio::select! {
-        report = work => report,
+        // First: what was told to end delivers nothing more.
+        biased;
         () = terminated.cancelled() => {
             turn.record(Record::new(Verdict::Skipped, began).because("stopped"))?;
             return Ok(TERMINATED);
         }
+        report = work => report,
     };
     if let Some(path) = &options.report {
         std::fs::write(path, serde_json::to_vec(&report)?)

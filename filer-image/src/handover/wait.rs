@@ -59,6 +59,9 @@ pub async fn await_turn(
     };
     let mut watch = Watch::new(handover, before);
     loop {
+        if terminated.is_cancelled() {
+            return Err(Signal::Terminated);
+        }
         match watch.look() {
             Seen::NotStarted | Seen::Running => {}
             Seen::Over(record) => {
@@ -82,7 +85,7 @@ pub async fn await_turn(
         }
         tokio::select! {
             () = tokio::time::sleep(POLL) => {}
-            () = terminated.cancelled() => return Err(Signal::Terminated),
+            () = terminated.cancelled() => {}
         }
     }
 }

@@ -139,8 +139,10 @@ fn a_pod_told_to_end_ends_everywhere_at_once() {
     let containers = pod.start();
     until(|| exists(&pod.at("w/out")));
     pod.until(Step::Outputs, |seen| *seen == Seen::Running);
-    for container in containers.iter().skip(1) {
+    // Those that wait come first: else they might see the death of the others before.
+    for container in containers.iter().skip(1).rev() {
         container.signal(Signal::TERM);
+        std::thread::sleep(std::time::Duration::from_millis(20));
     }
     let codes: Vec<_> = containers.into_iter().map(|c| c.end().code()).collect();
     assert_eq!(codes, [0, 143, 143, 143]);
