@@ -2,7 +2,7 @@
 //!
 //! [`Authenticator`] is the one question the service asks. Without a users file it is
 //! [`Authenticator::Open`]: whatever `Authorization` a client sends is ignored and everybody
-//! sees all tasks. Other ways to know a caller (OpenID Connect) become further variants.
+//! sees all tasks. Other ways to know a caller (`OpenID` Connect) become further variants.
 
 pub mod basic;
 pub mod users;
@@ -41,7 +41,7 @@ pub enum Authenticator {
     /// Everybody is the same nameless user.
     Open,
     /// Tokens and passwords of a users file.
-    Users(UsersFile),
+    Users(Box<UsersFile>),
 }
 
 impl Authenticator {

@@ -23,13 +23,21 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use tesk_core::local::RuntimeChoice;
 
+const EXAMPLES: &str = "\
+Examples:
+  tesk run examples/orchids/task.json --runtime host    one task, here and now
+  tesk serve --allow-path /data                         a server on 127.0.0.1:8080
+  tesk submit task.json --wait                          a task for that server
+  tesk list --state running";
+
 /// GA4GH TES 1.1 task execution: run tasks on this machine, serve them, or talk to a server.
 #[derive(Debug, Parser)]
 #[command(
     name = "tesk",
     version,
     max_term_width = 100,
-    arg_required_else_help = true
+    arg_required_else_help = true,
+    after_help = EXAMPLES
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -78,13 +86,16 @@ struct Remote {
         long,
         env = "TESK_SERVER",
         default_value = "http://127.0.0.1:8080",
-        value_name = "URL",
-        global = true
+        value_name = "URL"
     )]
     server: String,
-    /// A file that holds a bearer token; TESK_TOKEN is the token itself, TESK_USER and
-    /// TESK_PASSWORD are for servers with passwords
-    #[arg(long, value_name = "FILE")]
+    /// A file that holds a bearer token
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "A file that holds a bearer token; TESK_TOKEN is the token itself, TESK_USER and \
+                TESK_PASSWORD are for servers with passwords"
+    )]
     token_file: Option<PathBuf>,
 }
 

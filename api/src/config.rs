@@ -3,9 +3,13 @@
 //! Every key is described in `tesk.example.toml` at the root of the repository; a test keeps
 //! that file and these types together.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tesk_core::config::{ByteSize, Span};
@@ -80,7 +84,7 @@ pub enum LogFormat {
 
 impl Default for Server {
     fn default() -> Self {
-        let seconds = |s| Span(std::time::Duration::from_secs(s));
+        let seconds = |s| Span(Duration::from_secs(s));
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             data: "tesk-data".into(),
@@ -167,17 +171,17 @@ pub struct Limits {
     pub max_active_per_user: Option<usize>,
     /// Time between the polite and the forced end of a canceled task.
     pub grace: Span,
-    /// How long a task may run; `None` is for ever.
-    pub time_limit: Option<Span>,
-    /// How long finished tasks are kept; `None` is for ever.
-    pub retention: Option<Span>,
+    /// How long a task may run; zero is for ever.
+    pub time_limit: Span,
+    /// How long finished tasks are kept; zero is for ever.
+    pub retention: Span,
     /// How long an idempotency key is remembered.
     pub idempotency: Span,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        let days = |d: u64| Span(std::time::Duration::from_secs(d * 86_400));
+        let days = |d: u64| Span(Duration::from_secs(d * 86_400));
         Self {
             max_cpu_cores: None,
             max_ram_gb: None,
@@ -185,9 +189,9 @@ impl Default for Limits {
             attempts: 3,
             max_active: 1000,
             max_active_per_user: None,
-            grace: Span(std::time::Duration::from_secs(10)),
-            time_limit: Some(days(7)),
-            retention: Some(days(30)),
+            grace: Span(Duration::from_secs(10)),
+            time_limit: days(7),
+            retention: days(30),
             idempotency: days(1),
         }
     }
@@ -219,6 +223,11 @@ impl Default for Local {
             log_tail: ByteSize(64 << 10),
         }
     }
+}
+
+/// Zero is no limit.
+fn for_ever(span: Span) -> Option<Duration> {
+    Some(span.0).filter(|duration| !duration.is_zero())
 }
 
 impl Config {
@@ -316,12 +325,12 @@ impl Config {
         ))
     }
 
-    /// Serves one more storage. Without any configured, the default ones stay.
-    pub fn allow(&mut self, entry: ConfigEntry) {
+    /// Serves more storages. Without any configured, the default ones stay.
+    pub fn allow(&mut self, entries: Vec<ConfigEntry>) {
         if self.storage.is_empty() {
             self.storage = tesk_backends::default_entries();
         }
-        self.storage.push(entry);
+        self.storage.extend(entries);
     }
 
     /// How the scheduler decides.
@@ -332,8 +341,8 @@ impl Config {
             max_active_per_user: limits.max_active_per_user,
             max_attempts: limits.attempts,
             grace: limits.grace.0,
-            time_limit: limits.time_limit.map(|limit| limit.0),
-            retention: limits.retention.map(|retention| retention.0),
+            time_limit: for_ever(limits.time_limit),
+            retention: for_ever(limits.retention),
             ..scheduler::Settings::default()
         }
     }

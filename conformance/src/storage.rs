@@ -49,11 +49,16 @@ pub use cases::{CASES, Case, Need};
 pub use context::Context;
 
 /// How long one case may take.
-const TIMEOUT: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_mins(2);
 
 type Seed = Arc<dyn Fn(StorageUrl, Bytes) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;
 type Through =
     Arc<dyn Fn(SocketAddr) -> anyhow::Result<(Arc<dyn Storage>, StorageUrl)> + Send + Sync>;
+
+/// What a case returns that finds it cannot judge after all: it is reported as ignored.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Skip(pub &'static str);
 
 /// A storage to be judged.
 #[derive(Clone)]
@@ -140,11 +145,14 @@ impl Subject {
                 if let Some(reason) = subject.lacks(case.needs) {
                     return Ok(Completion::ignored_with(reason));
                 }
-                ran.fetch_add(1, Ordering::Relaxed);
                 match runtime.block_on(subject.run(case)) {
-                    Ok(()) => Ok(Completion::Completed),
-                    Err(error) => Err(Failed::from(format!("{error:?}"))),
-                }
+                    Err(error) if error.is::<Skip>() => {
+                        return Ok(Completion::ignored_with(error));
+                    }
+                    Err(error) => return Err(Failed::from(format!("{error:?}"))),
+                    Ok(()) => ran.fetch_add(1, Ordering::Relaxed),
+                };
+                Ok(Completion::Completed)
             };
             Trial::ignorable_test(format!("{}::{}", self.name, case.name), run)
         };

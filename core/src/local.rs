@@ -18,6 +18,6 @@ pub mod sandbox;
 pub mod store;
 
 pub use compute::Launcher;
-pub use engine::{Engine, LocalSettings};
+pub use engine::{Engine, LocalSettings, machine};
 pub use runtime::{ContainerArguments, RuntimeChoice};
 pub use store::SqliteStore;

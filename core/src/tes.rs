@@ -1,7 +1,7 @@
 //! The GA4GH TES 1.1 document: read leniently, written strictly.
 //!
 //! - [`document`]: the types of a task, its logs and the service description.
-//! - `read`: (private) a client's JSON to a [`Task`], forgiving what real clients send.
+//! - `read`: a client's JSON to a [`Task`], forgiving what real clients send.
 //! - [`validate`]: the rules of the specification and of this server, every breach reported
 //!   at once with the name of its field.
 //! - [`state`]: the life of a task as a machine that refuses illegal steps.

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 
 use crate::service::ApiError;
 
-const REMEMBER_RIGHT: Duration = Duration::from_secs(60);
+const REMEMBER_RIGHT: Duration = Duration::from_mins(1);
 const REMEMBER_WRONG: Duration = Duration::from_secs(5);
 /// Verdicts remembered; beyond it all are forgotten.
 const REMEMBERED: usize = 10_000;

@@ -1,5 +1,6 @@
 //! Credentials, configuration, shell completions.
 
+use std::fmt::Write;
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
@@ -82,15 +83,18 @@ impl ConfigCommand {
         let config = Config::load(file.as_deref(), std::env::vars())?;
         config.refuse_open_to_others()?;
         let registry = engine::registry(&config.storage)?;
-        let mut text = format!("listen       {}\n", config.server.listen);
-        text += &format!("data         {}\n", config.server.data.display());
-        match &config.auth.users {
+        let users = match &config.auth.users {
             Some(path) => {
                 UsersFile::open(path)?;
-                text += &format!("users        {}\n", path.display());
+                path.display().to_string()
             }
-            None => text += "users        none: open to everybody who can reach it\n",
-        }
+            None => "none: open to everybody who can reach it".to_owned(),
+        };
+        let mut text = format!(
+            "listen       {}\ndata         {}\nusers        {users}\n",
+            config.server.listen,
+            config.server.data.display(),
+        );
         for (prefix, capabilities) in registry.prefixes() {
             let can: Vec<_> = [
                 ("read", true),
@@ -100,7 +104,7 @@ impl ConfigCommand {
             .into_iter()
             .filter_map(|(name, can)| can.then_some(name))
             .collect();
-            text += &format!("storage      {prefix} ({})\n", can.join(", "));
+            let _ = writeln!(text, "storage      {prefix} ({})", can.join(", "));
         }
         print(&(text + "the configuration is valid\n"))
     }

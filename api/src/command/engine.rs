@@ -1,9 +1,10 @@
 //! What `tesk run` and `tesk serve` share: storages, store, scheduler and compute of this
 //! machine.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::fs::{DirBuilder, File};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -39,26 +40,35 @@ pub(super) fn registry(entries: &[ConfigEntry]) -> Result<Registry, String> {
         .map_err(|error| error.to_string())
 }
 
-/// An entry that serves `file:` urls below `directory`.
-pub(super) fn directory_entry(directory: &Path) -> Result<ConfigEntry, String> {
+/// Entries that serve `file:` urls below `directory`, as it was given and as it is without
+/// symlinks.
+pub(super) fn directory_entries(directory: &Path) -> Result<Vec<ConfigEntry>, String> {
     let shown = directory.display();
-    let directory = std::fs::canonicalize(directory)
-        .map_err(|error| format!("cannot allow the path {shown}: {error}"))?;
-    if !directory.is_dir() {
+    let failed = |error| format!("cannot allow the path {shown}: {error}");
+    let real = directory.canonicalize().map_err(failed)?;
+    if !real.is_dir() {
         return Err(format!(
             "cannot allow the path {shown}: it is not a directory"
         ));
     }
-    let prefix = url::Url::from_directory_path(&directory)
-        .map_err(|()| format!("{shown} cannot be written as a url"))?;
-    let path = directory
+    let mut names = vec![real.clone()];
+    let given = std::path::absolute(directory).map_err(failed)?;
+    if given.components().all(|part| part != Component::ParentDir) && given != real {
+        names.push(given);
+    }
+    let path = real
         .to_str()
         .ok_or_else(|| format!("{shown} is not UTF-8"))?;
-    Ok(ConfigEntry {
-        kind: "pvc".into(),
-        prefix: Prefixes::One(prefix.into()),
-        options: toml::Table::from_iter([("path".into(), path.into())]),
-    })
+    let entries = names.iter().map(|name| {
+        let prefix = url::Url::from_file_path(name)
+            .map_err(|()| format!("{shown} cannot be written as a url"))?;
+        Ok(ConfigEntry {
+            kind: "pvc".into(),
+            prefix: Prefixes::One(prefix.into()),
+            options: toml::Table::from_iter([("path".into(), path.into())]),
+        })
+    });
+    entries.collect()
 }
 
 /// What validation needs to know of the storages and limits.
@@ -87,14 +97,16 @@ struct Storages {
 /// The hidden command that runs one attempt, in a process of its own.
 const ATTEMPT: &str = "__attempt";
 
-/// Runs an attempt, if that is what this process was started for.
+/// Runs an attempt or the inside of its sandbox, if that is what this process was started for.
 ///
-/// To be called first of all: the attempt's lock is its standard input, and its sandbox wants
-/// a process with one thread.
+/// To be called first of all: an attempt's lock is its standard input, and a sandbox wants a
+/// process with one thread.
 pub fn attempt() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next()? != ATTEMPT {
-        return None;
+    match arguments.next()?.to_str()? {
+        ATTEMPT => {}
+        local::sandbox::ARGUMENT => return Some(local::sandbox::main()),
+        _ => return None,
     }
     let (Some(storages), Some(directory)) = (arguments.next(), arguments.next()) else {
         eprintln!("tesk: this command is for the engine itself");
@@ -159,7 +171,13 @@ fn write_storages(config: &Config) -> Result<PathBuf, String> {
         DirBuilder::new().recursive(true).mode(0o700).create(data)?;
         let path = std::path::absolute(data.join(format!("storages-{name}.json")))?;
         let new = path.with_extension("new");
-        std::fs::write(&new, &text)?;
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(&text)?;
         std::fs::rename(&new, &path)?;
         Ok(path)
     };

@@ -1,5 +1,6 @@
 //! `tesk run`: one task here and now, with no server.
 
+use std::fmt::Write;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -7,14 +8,17 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tesk_core::local::{Engine, RuntimeChoice};
-use tesk_core::scheduler::{self, NewTask, Owner, TaskId};
+use tesk_core::scheduler::{self, NewTask, Owner, Progress, TaskId};
 use tesk_core::tes::{self, Rejection, State, TaskLog, TaskReply};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::engine;
 use super::{Failure, Outcome, document, print, runtime_parser, show};
 use crate::config::Config;
 
+/// Lines shown of the end of what an executor wrote.
+const LINES: usize = 20;
 /// How often the record is looked at.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -47,6 +51,7 @@ impl Run {
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
             .with_target(false)
             .init();
         engine::install_crypto();
@@ -55,31 +60,28 @@ impl Run {
             config.local.runtime = runtime;
         }
         // The files of this machine, with the rights of the caller: it is their own task.
-        config.allow(engine::directory_entry(Path::new("/"))?);
+        config.allow(engine::directory_entries(Path::new("/"))?);
         let text = document::read(&self.file)?;
         let text = document::absolute(text, &self.file, &self.output_dir)?;
 
-        let temporary = match &self.data {
-            Some(data) => {
-                config.server.data.clone_from(data);
-                None
-            }
-            None => {
-                let temporary = Temporary::new()?;
-                config.server.data.clone_from(&temporary.0);
-                Some(temporary)
-            }
+        let temporary = match self.data {
+            Some(_) => None,
+            None => Some(Temporary::new()?),
         };
+        let data = temporary.as_ref().map(|temporary| &temporary.0);
+        if let Some(data) = self.data.as_ref().or(data) {
+            config.server.data.clone_from(data);
+        }
         let accepted = tes::accept(&text, &engine::rules(&config)?)
             .map_err(|rejection| refusal(&self.file, rejection))?;
         let engine = engine::start(&config).await?;
-        let outcome = self.run(&engine, accepted).await;
+        let outcome = self.run(&engine, &config.server.data, accepted).await;
         engine.stop().await;
         drop(temporary);
         outcome
     }
 
-    async fn run(&self, engine: &Engine, accepted: tes::Accepted) -> Outcome {
+    async fn run(&self, engine: &Engine, data: &Path, accepted: tes::Accepted) -> Outcome {
         let store = engine.store();
         let document = serde_json::to_string(&accepted.task).map_err(|error| error.to_string())?;
         let id = TaskId::random();
@@ -103,6 +105,10 @@ impl Run {
             .map_err(|error| error.to_string())?;
 
         let mut live = Live::new(executors, self.json);
+        let listen =
+            |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
+        let mut interrupt = listen(SignalKind::interrupt())?;
+        let mut terminate = listen(SignalKind::terminate())?;
         let mut interrupts = 0;
         let record = loop {
             let record = store
@@ -110,21 +116,31 @@ impl Run {
                 .await
                 .map_err(|error| error.to_string())?
                 .ok_or_else(|| "the task is gone".to_owned())?;
-            live.update(record.head.state, record.logs.last());
+            let observed = engine.observe(&id).await.ok().flatten();
+            let progress = observed
+                .as_ref()
+                .and_then(|observed| observed.progress.as_ref());
+            live.update(record.head.state, record.logs.last(), progress);
             if record.head.state.is_terminal() {
                 break record;
             }
             tokio::select! {
-                () = tokio::time::sleep(POLL) => {}
-                _ = tokio::signal::ctrl_c() => {
-                    interrupts += 1;
-                    if interrupts > 1 {
-                        return Err(Failure::Status(130));
-                    }
-                    live.say("canceling; once more to leave at once");
-                    scheduler::cancel(&*store, &id).await.map_err(|error| error.to_string())?;
-                }
+                () = tokio::time::sleep(POLL) => continue,
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
             }
+            interrupts += 1;
+            if interrupts > 1 {
+                // The task's process ends itself soon; its files must stay until then.
+                eprintln!(
+                    "tesk: left; what remains of the task is in {}",
+                    data.display()
+                );
+                std::process::exit(130);
+            }
+            live.say("canceling; once more to leave at once");
+            let canceled = scheduler::cancel(&*store, &id).await;
+            canceled.map_err(|error| error.to_string())?;
         };
         live.end();
         let state = record.head.state;
@@ -154,9 +170,9 @@ fn summary(task: &TaskReply, took: Duration) -> String {
     let mut text = String::new();
     let mut delivered = 0;
     if let Some(log) = task.logs.as_ref().and_then(|logs| logs.last()) {
-        text.push_str(&show::streams(log));
+        text.push_str(&show::streams(log, LINES));
         for line in log.system_logs.iter().flatten() {
-            text.push_str(&format!("system      {}\n", show::one_line(line)));
+            let _ = writeln!(text, "{:<12}{}", "system log", show::one_line(line));
         }
         text.push_str(&show::outputs(log));
         delivered = log.outputs.len();
@@ -167,7 +183,7 @@ fn summary(task: &TaskReply, took: Duration) -> String {
         n => format!(", {n} files delivered"),
     };
     let took = show::duration(took);
-    text.push_str(&format!("{took}{files}: {}\n", task.state));
+    let _ = writeln!(text, "{took}{files}: {}", task.state);
     text
 }
 
@@ -190,7 +206,6 @@ struct Live {
     state: Option<State>,
     executors: usize,
     ended: usize,
-    lines: usize,
     bar: ProgressBar,
     to_stderr: bool,
 }
@@ -211,7 +226,6 @@ impl Live {
             state: None,
             executors,
             ended: 0,
-            lines: 0,
             bar,
             to_stderr,
         }
@@ -221,7 +235,13 @@ impl Live {
         self.began.elapsed()
     }
 
-    fn update(&mut self, state: State, log: Option<&TaskLog>) {
+    fn update(&mut self, state: State, log: Option<&TaskLog>, progress: Option<&Progress>) {
+        if self.state != Some(state) {
+            self.state = Some(state);
+            if !state.is_terminal() {
+                self.say(state.as_str());
+            }
+        }
         if let Some(log) = log {
             // A new attempt begins anew.
             self.ended = self.ended.min(log.logs.len());
@@ -233,22 +253,18 @@ impl Live {
                     "executor {number} of {all} ended with exit code {code}"
                 ));
             }
-            let lines = log.system_logs.as_deref().unwrap_or_default();
-            self.lines = lines.len();
         }
-        if self.state != Some(state) {
-            self.state = Some(state);
-            if !state.is_terminal() {
-                self.say(state.as_str());
-            }
-        }
-        self.bar.set_message(match state {
-            State::Running if self.ended < self.executors => {
-                format!("executor {} of {}", self.ended + 1, self.executors)
-            }
-            State::Running => "outputs".to_owned(),
-            State::Initializing => "inputs".to_owned(),
-            _ => state.to_string(),
+        self.bar.set_message(match progress {
+            Some(progress) if progress.bytes_total > 0 => format!(
+                "{}: {} of {} files, {} of {}",
+                progress.step,
+                progress.files_done,
+                progress.files_total,
+                show::bytes(progress.bytes_done),
+                show::bytes(progress.bytes_total),
+            ),
+            Some(progress) => progress.step.clone(),
+            None => state.to_string(),
         });
     }
 

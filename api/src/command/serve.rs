@@ -1,5 +1,6 @@
 //! `tesk serve`: the service with its engine.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,7 +50,7 @@ impl Serve {
             config.local.runtime = runtime;
         }
         for path in &self.allow_path {
-            config.allow(engine::directory_entry(path)?);
+            config.allow(engine::directory_entries(path)?);
         }
         config.refuse_open_to_others()?;
         start_log(&config.server)?;
@@ -60,17 +61,12 @@ impl Serve {
         let listener = server::bind(config.server.listen).await?;
         let address = listener.local_addr().map_err(|error| error.to_string())?;
         let auth = Arc::new(match &config.auth.users {
-            Some(path) => Authenticator::Users(UsersFile::open(path)?),
+            Some(path) => Authenticator::Users(Box::new(UsersFile::open(path)?)),
             None => Authenticator::Open,
         });
         let rules = engine::rules(&config)?;
         let engine = engine::start(&config).await?;
-        let app = App::new(
-            &config,
-            engine.store(),
-            engine.rules().clone(),
-            auth.clone(),
-        );
+        let app = App::new(&config, engine.store(), rules, auth.clone());
 
         announce(&config, address)?;
         let stop = CancellationToken::new();
@@ -146,7 +142,8 @@ fn start_log(server: &Server) -> Result<(), String> {
         .map_err(|error| format!("server.log: `{}` is not a log filter: {error}", server.log))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match server.log_format {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),

@@ -67,7 +67,7 @@ pub(super) fn details(task: &TaskReply, full: bool) -> String {
     for (index, log) in logs.iter().enumerate() {
         text.push_str(&attempt(log, index, logs.len()));
         if full {
-            text.push_str(&streams(log));
+            text.push_str(&streams(log, usize::MAX));
         }
     }
     text
@@ -101,17 +101,24 @@ pub(super) fn outputs(log: &TaskLog) -> String {
     text
 }
 
-/// What the executors of an attempt wrote, each stream under its label.
-pub(super) fn streams(log: &TaskLog) -> String {
+/// What the executors of an attempt wrote, each stream under its label; of each, `lines` lines
+/// at most.
+pub(super) fn streams(log: &TaskLog, lines: usize) -> String {
     let mut text = String::new();
     for (index, executor) in log.logs.iter().enumerate() {
         for (stream, content) in [("stdout", &executor.stdout), ("stderr", &executor.stderr)] {
             let Some(content) = content.as_deref().filter(|content| !content.is_empty()) else {
                 continue;
             };
-            let _ = writeln!(text, "--- executor {} {stream}", index + 1);
-            text.push_str(&harmless(content));
-            if !content.ends_with('\n') {
+            let all = content.lines().count();
+            let hidden = all.saturating_sub(lines);
+            let _ = write!(text, "--- executor {} {stream}", index + 1);
+            if hidden > 0 {
+                let _ = write!(text, ", the last {lines} of {all} lines");
+            }
+            text.push('\n');
+            for line in content.lines().skip(hidden) {
+                text.push_str(&harmless(line));
                 text.push('\n');
             }
         }
@@ -193,15 +200,16 @@ pub(super) fn one_line(text: &str) -> String {
         .collect()
 }
 
-/// Text of others on a terminal: lines and tabs, but no escape sequences.
-fn harmless(text: &str) -> String {
-    text.chars()
-        .map(|c| match c {
-            '\n' | '\t' => c,
-            c if c.is_control() => '\u{fffd}',
-            c => c,
+/// A line of others on a terminal: tabs, but no escape sequences.
+fn harmless(line: &str) -> String {
+    line.chars()
+        .map(|c| {
+            if c.is_control() && c != '\t' {
+                '\u{fffd}'
+            } else {
+                c
+            }
         })
-        .filter(|c| *c != '\r')
         .collect()
 }
 
@@ -239,6 +247,6 @@ mod tests {
 
     #[test]
     fn what_an_executor_wrote_cannot_steer_the_terminal() {
-        assert_eq!(harmless("a\tb\r\n\u{1b}[2Jc"), "a\tb\n\u{fffd}[2Jc");
+        assert_eq!(harmless("a\tb\u{1b}[2Jc"), "a\tb\u{fffd}[2Jc");
     }
 }

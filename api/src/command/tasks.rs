@@ -1,5 +1,6 @@
 //! What a client asks of a server.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -282,11 +283,11 @@ impl Shown {
                 seen.stdout = None;
                 seen.stderr = None;
             }
-            text.push_str(&show::streams(&rest));
+            text.push_str(&show::streams(&rest, usize::MAX));
             *executors = log.logs.len();
             let system = log.system_logs.as_deref().unwrap_or_default();
             for line in system.iter().skip(*lines) {
-                text.push_str(&format!("--- system: {}\n", show::one_line(line)));
+                let _ = writeln!(text, "--- system: {}", show::one_line(line));
             }
             *lines = system.len();
         }

@@ -69,7 +69,10 @@ impl BodyReader {
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
         if announced.is_some_and(|length| length > self.limit) {
-            drain(body, DRAIN).await;
+            // One that asked first, and waits, need not send it at all.
+            if !headers.contains_key(header::EXPECT) {
+                drain(body, DRAIN).await;
+            }
             return Err(self.too_large());
         }
         let share = self

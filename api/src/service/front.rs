@@ -24,7 +24,7 @@ pub(super) async fn front(State(app): State<App>, request: Request, next: Next) 
 
     let mut response = match app.guard.check(&request) {
         Ok(cors) => cors.apply(answer(&app, request, next).await),
-        Err(response) => response,
+        Err(response) => *response,
     };
     if let Some(Internal(detail)) = response.extensions_mut().remove() {
         let reference = id.to_str().unwrap_or_default();

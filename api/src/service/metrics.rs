@@ -97,7 +97,7 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    /// All of it in the OpenMetrics text format.
+    /// All of it in the `OpenMetrics` text format.
     pub(crate) fn show(&self, tasks: &[(State, u64)]) -> Result<String, std::fmt::Error> {
         for state in State::ALL {
             let count = tasks

@@ -23,7 +23,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Result<&'static str, ApiEr
     Ok("ok\n")
 }
 
-/// The numbers, in the OpenMetrics text format.
+/// The numbers, in the `OpenMetrics` text format.
 pub(super) async fn metrics(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {
     let tasks = app.store.counts().await?;
     let text = app.metrics.show(&tasks).map_err(ApiError::internal)?;

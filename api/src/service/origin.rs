@@ -43,7 +43,7 @@ impl OriginGuard {
     }
 
     /// Lets a request through, or answers for it: a refusal, or a preflight's reply.
-    pub(crate) fn check(&self, request: &Request<Body>) -> Result<Cors, Response> {
+    pub(crate) fn check(&self, request: &Request<Body>) -> Result<Cors, Box<Response>> {
         let headers = request.headers();
         let host = host(request);
         if let Some(own) = &self.own_hosts
@@ -52,9 +52,9 @@ impl OriginGuard {
                 .iter()
                 .any(|name| name.eq_ignore_ascii_case(host_of(host)))
         {
-            return Err(forbidden(
+            return Err(Box::new(forbidden(
                 "this server does not have the name in the Host header; list its origin in server.allowed_origins",
-            ));
+            )));
         }
         let origin = headers.get(header::ORIGIN);
         let listed = origin.filter(|origin| self.is_listed(origin));
@@ -62,16 +62,16 @@ impl OriginGuard {
         match *request.method() {
             Method::GET | Method::HEAD => Ok(cors),
             Method::OPTIONS => match (listed, headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)) {
-                (Some(_), Some(_)) => Err(cors.apply(preflight())),
+                (Some(_), Some(_)) => Err(Box::new(cors.apply(preflight()))),
                 _ => Ok(cors),
             },
             _ if listed.is_some() => Ok(cors),
             _ => {
                 let foreign = origin.is_some_and(|origin| !is_same(origin, host));
                 if foreign || is_cross_site(headers) {
-                    Err(forbidden(
+                    Err(Box::new(forbidden(
                         "a web page of another origin may not do this; an operator can list it in server.allowed_origins",
-                    ))
+                    )))
                 } else {
                     Ok(cors)
                 }

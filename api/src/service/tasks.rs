@@ -21,7 +21,7 @@ use crate::auth::Caller;
 /// megabytes answers nobody else.
 const LARGE: usize = 256 << 10;
 
-/// CreateTask. One atomic commit; nothing that can fail follows it.
+/// `CreateTask`. One atomic commit; nothing that can fail follows it.
 pub(super) async fn create(
     State(app): State<App>,
     caller: Caller,
@@ -134,7 +134,7 @@ fn digest(document: &str, secrets: &UrlSecrets) -> [u8; 32] {
     digest.finalize().into()
 }
 
-/// GetTask and CancelTask: the method belongs to the whole last segment, of which `:cancel`
+/// `GetTask` and `CancelTask`: the method belongs to the whole last segment, of which `:cancel`
 /// is a suffix.
 pub(super) async fn one(
     State(app): State<App>,
@@ -196,7 +196,7 @@ async fn cancel(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, Ap
     Ok(reply(b"{}".to_vec()))
 }
 
-/// ListTasks.
+/// `ListTasks`.
 pub(super) async fn list(
     State(app): State<App>,
     caller: Caller,

@@ -19,8 +19,9 @@ pub(crate) const BASE: &str = "/ga4gh/tes/v1";
 /// A running service with its store. Stops when dropped.
 pub(crate) struct Service {
     pub(crate) address: String,
-    pub(crate) store: Arc<SqliteStore>,
+    pub(crate) store: Arc<dyn TaskStore>,
     pub(crate) client: reqwest::Client,
+    pub(crate) app: App,
     data: Option<TempDir>,
     stop: CancellationToken,
     done: Option<tokio::task::JoinHandle<()>>,
@@ -86,13 +87,23 @@ impl Service {
     }
 
     async fn over(data: TempDir, change: impl FnOnce(&mut Config)) -> Self {
+        let store = Arc::new(SqliteStore::open(data.path()).unwrap());
+        let mut service = Self::over_store(store, change).await;
+        service.data = Some(data);
+        service
+    }
+
+    /// A service over any store.
+    pub(crate) async fn over_store(
+        store: Arc<dyn TaskStore>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         crypto();
         let mut config = Config::default();
         config.server.listen = "127.0.0.1:0".parse().unwrap();
         change(&mut config);
-        let store = Arc::new(SqliteStore::open(data.path()).unwrap());
         let auth = match &config.auth.users {
-            Some(path) => Authenticator::Users(UsersFile::open(path).unwrap()),
+            Some(path) => Authenticator::Users(Box::new(UsersFile::open(path).unwrap())),
             None => Authenticator::Open,
         };
         let app = App::new(&config, store.clone(), rules(), Arc::new(auth));
@@ -100,14 +111,15 @@ impl Service {
         let address = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
         let done = tokio::spawn({
-            let stop = stop.clone();
+            let (app, stop) = (app.clone(), stop.clone());
             async move { server::serve(listener, app.router(), &config.server, stop).await }
         });
         Self {
             address,
             store,
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
-            data: Some(data),
+            app,
+            data: None,
             stop,
             done: Some(done),
         }

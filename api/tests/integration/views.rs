@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use tesk_core::scheduler::{TaskStore, Update};
+use tesk_core::scheduler::Update;
 use tesk_core::tes::{ExecutorLog, OutputFileLog, TaskLog};
 use tesk_core::time::Timestamp;
 

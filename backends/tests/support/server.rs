@@ -1,5 +1,11 @@
 //! A web server in this process: files in memory, and any misbehaviour that a test scripts.
 
+#![allow(
+    dead_code,
+    reason = "two test programs share this, and neither needs all of it"
+)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -11,12 +17,12 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 
 /// Answers a request in place of the server; `None` lets the server answer.
-pub type Script = Box<dyn Fn(&Method, &str, &HeaderMap) -> Option<Response> + Send + Sync>;
+pub(crate) type Script = Box<dyn Fn(&Method, &str, &HeaderMap) -> Option<Response> + Send + Sync>;
 
 /// A running server. It stops with the runtime it was started on.
 #[derive(Clone)]
-pub struct Server {
-    pub address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
     inner: Arc<Inner>,
 }
 
@@ -30,12 +36,12 @@ struct Inner {
 }
 
 impl Server {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with_password(None).await
     }
 
     /// With a password every request needs it, whoever the user is.
-    pub async fn start_with_password(password: Option<&str>) -> Self {
+    pub(crate) async fn start_with_password(password: Option<&str>) -> Self {
         let inner = Arc::new(Inner {
             password: password.map(str::to_owned),
             ..Inner::default()
@@ -47,21 +53,20 @@ impl Server {
         Self { address, inner }
     }
 
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    pub fn put(&self, path: &str, content: impl Into<Bytes>) {
+    pub(crate) fn put(&self, path: &str, content: impl Into<Bytes>) {
         self.inner.put(path, content.into());
     }
 
-    pub fn get(&self, path: &str) -> Option<Bytes> {
+    pub(crate) fn get(&self, path: &str) -> Option<Bytes> {
         let files = self.inner.files.lock().unwrap();
         files.get(path).map(|(bytes, _)| bytes.clone())
     }
 
-    #[allow(dead_code, reason = "one of the two tests that share this needs it")]
-    pub fn script(
+    pub(crate) fn script(
         &self,
         script: impl Fn(&Method, &str, &HeaderMap) -> Option<Response> + Send + Sync + 'static,
     ) {
@@ -69,8 +74,7 @@ impl Server {
     }
 
     /// Method, path with query, and headers of every request so far.
-    #[allow(dead_code, reason = "one of the two tests that share this needs it")]
-    pub fn requests(&self) -> Vec<(Method, String, HeaderMap)> {
+    pub(crate) fn requests(&self) -> Vec<(Method, String, HeaderMap)> {
         self.inner.requests.lock().unwrap().clone()
     }
 }

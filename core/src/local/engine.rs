@@ -130,7 +130,7 @@ pub enum ObserveError {
 }
 
 /// What this machine has.
-fn machine() -> Capacity {
+pub fn machine() -> Capacity {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let info = rustix::system::sysinfo();
     Capacity {
