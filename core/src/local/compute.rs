@@ -2,7 +2,12 @@
 //!
 //! Each attempt is a process of its own, in a session of its own, which outlives this one: it
 //! is started by the [`Launcher`] and does all the work ([`attempt`](super::attempt)). What is
-//! known of it is what lies in its [directory](directory).
+//! known of it is what lies in its [directory](directory). A service manager that stops the
+//! engine must leave the processes alone that it started (`KillMode=process` in systemd).
+//!
+//! CPU cores and memory count for admission, and containers are limited to them where the
+//! container engine can; `disk_gb` is not enforced: a full disk is the error of the step that
+//! meets it.
 
 pub(in crate::local) mod directory;
 
