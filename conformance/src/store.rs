@@ -568,7 +568,7 @@ fn keyed(key: &str, body: u8) -> NewTask {
         idempotency: Some(IdempotencyKey {
             key: key.to_owned(),
             digest: [body; 32],
-            ttl: Duration::from_secs(3600),
+            ttl: Duration::from_hours(1),
         }),
         ..new_task()
     }
@@ -608,7 +608,7 @@ async fn an_idempotency_key_belongs_to_one_user_and_expires(stores: Stores) -> R
     let store = stores.open().await?;
     stored(&*store, keyed("k", 1)).await?;
     let mut task = keyed("k", 1);
-    task.owner.user = "bob".to_owned();
+    "bob".clone_into(&mut task.owner.user);
     stored(&*store, task).await?;
 
     let brief = || {

@@ -102,6 +102,7 @@ async fn supervise(options: &Options, terminated: &CancellationToken) -> anyhow:
     }
     let grace = Duration::from_secs(options.grace);
     let command = command(executor, options.tail);
+    let killed_before = out_of_memory_kills();
     let ended = process::run(command, terminated.clone(), grace).await;
 
     let verdict = if ended.exit_code == 0 || executor.ignore_error {
@@ -114,8 +115,25 @@ async fn supervise(options: &Options, terminated: &CancellationToken) -> anyhow:
     record.exit_code = Some(ended.exit_code);
     (record.stdout, record.stderr) = (ended.stdout, ended.stderr);
     record.notes.extend(ended.note);
+    if out_of_memory_kills() > killed_before {
+        record
+            .notes
+            .push("out of memory: the kernel killed a process of it".to_owned());
+    }
     record.notes.extend(hand_out(&plan, options));
     Ok(record)
+}
+
+/// How many processes of this container the kernel has killed because its memory was used up;
+/// 0 where it does not tell (cgroup v2, `memory.events`).
+fn out_of_memory_kills() -> u64 {
+    let events = std::fs::read_to_string("/sys/fs/cgroup/memory.events").unwrap_or_default();
+    let count = events
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "));
+    count
+        .and_then(|count| count.trim().parse().ok())
+        .unwrap_or(0)
 }
 
 fn command(executor: &PlannedExecutor, tail: usize) -> Command {

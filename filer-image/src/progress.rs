@@ -16,22 +16,15 @@ pub async fn shown<T>(step: &str, engine: &Engine, work: impl Future<Output = T>
     let mut work = std::pin::pin!(work);
     let mut last = String::new();
     loop {
-        match tokio::time::timeout(EVERY, &mut work).await {
-            Ok(done) => {
-                eprintln!(
-                    "{step}: {} in {:.1} s",
-                    line(&counters),
-                    begin.elapsed().as_secs_f64()
-                );
-                return done;
-            }
-            Err(_) => {
-                let now = line(&counters);
-                if now != last {
-                    eprintln!("{step}: {now}");
-                    last = now;
-                }
-            }
+        let ended = tokio::time::timeout(EVERY, &mut work).await;
+        let now = line(&counters);
+        if let Ok(done) = ended {
+            eprintln!("{step}: {now} in {:.1} s", begin.elapsed().as_secs_f64());
+            return done;
+        }
+        if now != last {
+            eprintln!("{step}: {now}");
+            last = now;
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::tes::ExecutorLog;
 /// The least memory a container is given: below it not even a shell starts.
 const MEMORY_FLOOR: u64 = 64 << 20;
 /// Longer than any command runs.
-const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+const FOR_EVER: Duration = Duration::from_hours(100 * 365 * 24);
 /// The container engine's own failure.
 const ENGINE_FAILED: i32 = 125;
 /// Killed: by a user, or by the kernel for want of memory.
@@ -139,13 +139,11 @@ impl<'a> Containers<'a> {
             ended = &mut run => return ended,
             () = stop.cancelled() => ask.cancel(),
         }
-        match tokio::time::timeout(grace(), &mut run).await {
-            Ok(ended) => ended,
-            Err(_) => {
-                self.remove(name).await;
-                run.await
-            }
+        if let Ok(ended) = tokio::time::timeout(grace(), &mut run).await {
+            return ended;
         }
+        self.remove(name).await;
+        run.await
     }
 
     /// What the engine's exit code says about the command.

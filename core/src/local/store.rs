@@ -263,7 +263,7 @@ impl TaskStore for SqliteStore {
     }
 
     async fn get_raw(&self, id: &TaskId) -> Result<Option<RawRecord>, StoreError> {
-        self.point(query::WITH_DOCUMENTS, id, |row| query::raw_record(row))
+        self.point(query::WITH_DOCUMENTS, id, query::raw_record)
     }
 
     async fn list(&self, query: &Query) -> Result<Page, StoreError> {
@@ -450,7 +450,6 @@ fn failed(error: rusqlite::Error) -> StoreError {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
 fn corrupt(error: impl std::fmt::Display) -> StoreError {
     StoreError::Corrupt(error.to_string())
 }

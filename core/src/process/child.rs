@@ -14,8 +14,8 @@ use std::time::Duration;
 use rustix::fs::{Access, AtFlags, CWD};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpid, kill_process_group,
-    waitid, waitpid,
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpid, kill_process,
+    kill_process_group, wait, waitid, waitpid,
 };
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
@@ -128,7 +128,11 @@ impl Child {
     /// Sends a signal to the whole group, unless it has ended.
     pub(super) fn signal(&self, signal: Signal) {
         if let Some(None) = children().get(&self.pid.as_raw_pid()) {
-            let _ = kill_process_group(self.pid, signal);
+            let group = kill_process_group(self.pid, signal);
+            // It may have moved to another group itself.
+            if group.is_err() || signal == Signal::KILL {
+                let _ = kill_process(self.pid, signal);
+            }
         }
     }
 
@@ -140,7 +144,7 @@ impl Child {
                     *exit = finish(pid);
                 }
             }
-            while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
+            while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
                 if let Some(exit) = children.get_mut(&pid.as_raw_pid()) {
                     let _ = kill_process_group(pid, Signal::KILL);
                     *exit = Some(Exit(Some(status)));

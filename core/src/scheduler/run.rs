@@ -50,8 +50,8 @@ pub struct Settings {
     pub grace: Duration,
     /// How long an attempt may run, from when a worker took it.
     pub time_limit: Option<Duration>,
-    /// Whether a task that was preempted and has no attempts left ends as PREEMPTED instead of
-    /// SYSTEM_ERROR.
+    /// Whether a task that was preempted and has no attempts left ends as `PREEMPTED` instead of
+    /// `SYSTEM_ERROR`.
     pub report_preempted: bool,
     /// How long tasks are kept after their end; `None` is for ever.
     pub retention: Option<Duration>,
@@ -84,14 +84,14 @@ impl Default for Settings {
             max_active_per_user: None,
             max_attempts: 3,
             back_off: Duration::from_secs(5),
-            max_back_off: Duration::from_secs(300),
+            max_back_off: Duration::from_mins(5),
             grace: Duration::from_secs(10),
             time_limit: None,
             report_preempted: false,
             retention: None,
             poll: Duration::from_secs(10),
             busy: Duration::from_secs(1),
-            sweep: Duration::from_secs(60),
+            sweep: Duration::from_mins(1),
         }
     }
 }
@@ -398,7 +398,7 @@ impl Loop {
     }
 
     fn next_timer(&self) -> Duration {
-        const FAR: Duration = Duration::from_secs(3600);
+        const FAR: Duration = Duration::from_hours(1);
         self.timers
             .first()
             .map_or(FAR, |(time, _)| time.since(Timestamp::now()).min(FAR))

@@ -75,7 +75,10 @@ fn task(id: TaskId) -> NewTask {
 async fn a_second_process_is_refused_and_told_who_has_the_directory() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let _first = SqliteStore::open(directory.path())?;
-    let refused = SqliteStore::open(directory.path()).unwrap_err().to_string();
+    let refused = SqliteStore::open(directory.path())
+        .err()
+        .context("it was let in")?
+        .to_string();
     ensure!(
         refused.contains(&directory.path().display().to_string()),
         "{refused}"
@@ -96,7 +99,11 @@ async fn nobody_else_can_read_the_database() -> Result<()> {
     for file in directory.read_dir()? {
         let file = file?;
         let mode = file.metadata()?.permissions().mode();
-        ensure!(mode & 0o077 == 0, "{:?} has mode {mode:o}", file.path());
+        ensure!(
+            mode.trailing_zeros() >= 6,
+            "{} has mode {mode:o}",
+            file.path().display()
+        );
     }
     Ok(())
 }
@@ -109,7 +116,7 @@ async fn a_database_of_a_later_version_is_left_alone() -> Result<()> {
     let refused = loop {
         match SqliteStore::open(directory.path()) {
             Err(OpenError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
-            other => break other.unwrap_err().to_string(),
+            other => break other.err().context("it was opened")?.to_string(),
         }
     };
     ensure!(refused.contains("later version"), "{refused}");

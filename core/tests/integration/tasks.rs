@@ -272,7 +272,7 @@ async fn arguments_arrive_as_they_were_sent() -> Result<()> {
     let task = json!({ "executors": [{ "image": "i", "command": command }] });
     let record = running.run(&place, &task).await?;
     ended(&record, State::Complete)?;
-    let wanted: String = arguments.iter().map(|a| format!("[{a}]")).collect();
+    let wanted = format!("[{}]", arguments.join("]["));
     ensure!(record.logs[0].logs[0].stdout.as_deref() == Some(wanted.as_str()));
     Ok(())
 }

@@ -24,7 +24,7 @@ use crate::staging;
 use crate::tes::ExecutorLog;
 
 /// Longer than any command runs.
-const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+const FOR_EVER: Duration = Duration::from_hours(100 * 365 * 24);
 /// The variables of the engine that commands see: none that could hold a secret.
 const PASSED_ON: [&str; 8] = [
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ",

@@ -116,24 +116,23 @@ fn fill(from: &Path, into: &Path, node: &Node, leave_out: &[&str]) -> io::Result
         if kind.is_symlink() {
             symlink(fs::read_link(&source)?, &target)?;
         } else if bind(&source, &target, kind.is_dir()).is_err() {
-            // A file system that will not be bound, as automounts do: it is not in the view.
-            tracing::debug!(path = %source.display(), "not in the sandbox");
+            // A file system that will not be bound, as automounts do: the view has an empty
+            // place there.
         }
     }
     for (name, child) in &node.children {
         let (source, target) = (from.join(name), into.join(name));
-        match &child.mount {
-            Some((kind, scratch)) => bind(scratch, &target, *kind == MountKind::Directory)?,
-            None => {
-                // A symlink on the way counts as the directory that it leads to.
-                let source = fs::canonicalize(&source).unwrap_or(source);
-                let mode = fs::metadata(&source).map_or(0o755, |m| m.permissions().mode());
-                fs::DirBuilder::new().mode(0o700).create(&target)?;
-                fill(&source, &target, child, &[])?;
-                // Writable for us, whatever it is outside.
-                fs::set_permissions(&target, fs::Permissions::from_mode(mode | 0o700))?;
-            }
+        if let Some((kind, scratch)) = &child.mount {
+            bind(scratch, &target, *kind == MountKind::Directory)?;
+            continue;
         }
+        // A symlink on the way counts as the directory that it leads to.
+        let source = fs::canonicalize(&source).unwrap_or(source);
+        let mode = fs::metadata(&source).map_or(0o755, |m| m.permissions().mode());
+        fs::DirBuilder::new().mode(0o700).create(&target)?;
+        fill(&source, &target, child, &[])?;
+        // Writable for us, whatever it is outside.
+        fs::set_permissions(&target, fs::Permissions::from_mode(mode | 0o700))?;
     }
     Ok(())
 }
