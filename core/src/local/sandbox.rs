@@ -23,6 +23,9 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
+use rustix::thread::{
+    CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities,
+};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
@@ -239,6 +242,7 @@ fn enter() -> Result<ExitCode, String> {
     map("setgroups", "deny".to_owned())?;
     map("uid_map", format!("{uid} {uid} 1"))?;
     map("gid_map", format!("{gid} {gid} 1"))?;
+    keep_privileges().map_err(|error| forbidden(&error))?;
     let mut init = std::process::Command::new("/proc/self/exe")
         .args([ARGUMENT, INIT])
         .spawn()
@@ -252,6 +256,19 @@ fn enter() -> Result<ExitCode, String> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Hands what process 1 needs to build the view over to it: the privileges that come with new
+/// name spaces do not survive the start of a program by a user who is not root.
+fn keep_privileges() -> rustix::io::Result<()> {
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SETPCAP;
+    let mut sets = capabilities(None)?;
+    sets.inheritable = needed;
+    set_capabilities(None, sets)?;
+    for capability in needed.iter() {
+        configure_capability_in_ambient_set(capability, true)?;
+    }
+    Ok(())
 }
 
 /// Why there is no sandbox, naming the setting that forbids it.

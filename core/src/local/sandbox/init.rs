@@ -11,8 +11,9 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{
-    CapabilitiesSecureBits, CapabilitySet, remove_capability_from_bounding_set,
-    set_capabilities_secure_bits, set_no_new_privs,
+    CapabilitiesSecureBits, CapabilitySet, capabilities, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_capabilities_secure_bits,
+    set_no_new_privs,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -166,6 +167,7 @@ fn drop_privileges() -> rustix::io::Result<()> {
         | CapabilitySet::FOWNER
         | CapabilitySet::FSETID
         | CapabilitySet::KILL;
+    clear_ambient_capability_set()?;
     for capability in CapabilitySet::all().difference(harmless).iter() {
         match remove_capability_from_bounding_set(capability) {
             // One that this kernel does not have.
@@ -177,6 +179,11 @@ fn drop_privileges() -> rustix::io::Result<()> {
         CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
             | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED,
     )?;
+    let mut sets = capabilities(None)?;
+    sets.permitted &= harmless;
+    sets.effective &= harmless;
+    sets.inheritable = CapabilitySet::empty();
+    set_capabilities(None, sets)?;
     set_no_new_privs(true)?;
     // The command runs as the same user, and may not look into this process.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
