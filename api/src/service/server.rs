@@ -10,7 +10,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +30,19 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
         }
         _ => format!("cannot listen on {address}: {error}"),
     })
+}
+
+/// Small replies go at once; a client that takes nothing of a reply for `patience`, or is gone
+/// without a word, loses its connection.
+fn prepare(socket: &TcpStream, patience: Duration) {
+    use rustix::net::sockopt::set_tcp_user_timeout;
+    let millis = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+    let prepared = socket
+        .set_nodelay(true)
+        .and_then(|()| Ok(set_tcp_user_timeout(socket, millis)?));
+    if let Err(error) = prepared {
+        tracing::debug!(%error, "cannot set an option of a connection");
+    }
 }
 
 /// Serves until `stop`; then takes no new connections, lets running requests end (for
@@ -64,7 +77,7 @@ pub async fn serve(
                 continue;
             }
         };
-        let _ = socket.set_nodelay(true);
+        prepare(&socket, settings.header_timeout.0);
         let service = TowerToHyperService::new(router.clone());
         let connection = graceful.watch(http.serve_connection(TokioIo::new(socket), service));
         tokio::spawn(async move {

@@ -172,3 +172,21 @@ async fn operators_see_health_readiness_and_numbers() {
         assert!(numbers.contains(line), "{line} is not in\n{numbers}");
     }
 }
+
+#[tokio::test]
+async fn a_client_that_never_ends_its_headers_is_cut_off() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let short =
+        |c: &mut tesk_api::config::Config| c.server.header_timeout = "200ms".parse().unwrap();
+    let service = Service::with(short).await;
+    let address = service.address.strip_prefix("http://").unwrap();
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    socket
+        .write_all(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
+        .await
+        .unwrap();
+    let mut rest = Vec::new();
+    let end = socket.read_to_end(&mut rest);
+    let end = tokio::time::timeout(std::time::Duration::from_secs(10), end).await;
+    assert!(end.is_ok(), "the connection is still open");
+}
