@@ -165,7 +165,7 @@ pub struct Limits {
     pub max_disk_gb: Option<f64>,
     /// How often a task is tried when infrastructure fails.
     pub attempts: u32,
-    /// Tasks that are under way at once.
+    /// Tasks that are under way at once; 0 accepts tasks and starts none, for maintenance.
     pub max_active: usize,
     /// Tasks of one user that are under way at once; `None` is no limit of its own.
     pub max_active_per_user: Option<usize>,
@@ -303,9 +303,6 @@ impl Config {
         }
         if self.local.log_tail.0 < 10 << 10 {
             return Err("local.log_tail: must be at least 10KiB".into());
-        }
-        if self.limits.max_active == 0 || self.limits.max_active_per_user == Some(0) {
-            return Err("limits.max_active: must be at least 1, or no task would ever run".into());
         }
         if self.server.max_connections == 0 {
             return Err("server.max_connections: must be at least 1".into());
