@@ -36,6 +36,8 @@
 mod address;
 mod connection;
 mod listing;
+mod login;
+mod look;
 mod options;
 mod path;
 mod pool;
@@ -55,8 +57,9 @@ use tesk_core::storage::{
 };
 
 use self::address::Server;
-use self::connection::{Account, Settings};
+use self::connection::Settings;
 use self::listing::Kind;
+use self::login::Account;
 pub use self::options::{Options, Passive, Tls};
 use self::pool::{Budgets, Lease, Pool, Use};
 use crate::netrc::Netrc;

@@ -23,6 +23,7 @@ mod secret;
 #[cfg(any(feature = "ftp", feature = "http"))]
 mod tls;
 
+use tesk_core::storage::registry::Prefixes;
 use tesk_core::storage::{ConfigEntry, RegistryBuilder};
 
 /// Every backend that this build has.
@@ -37,18 +38,20 @@ pub fn builtin() -> RegistryBuilder {
     builder
 }
 
-/// What is served without any configuration: HTTP and HTTPS everywhere, without credentials.
+/// What is served without any configuration: web and FTP servers everywhere, without credentials.
 pub fn default_entries() -> Vec<ConfigEntry> {
-    #[cfg(feature = "http")]
-    let entries = vec![ConfigEntry {
-        kind: "http".into(),
-        prefix: tesk_core::storage::registry::Prefixes::Many(vec![
-            "http://".into(),
-            "https://".into(),
-        ]),
-        options: toml::Table::new(),
-    }];
-    #[cfg(not(feature = "http"))]
-    let entries = Vec::new();
+    let entries: &[(&str, &[&str])] = &[
+        #[cfg(feature = "ftp")]
+        ("ftp", &["ftp://", "ftps://"]),
+        #[cfg(feature = "http")]
+        ("http", &["http://", "https://"]),
+    ];
     entries
+        .iter()
+        .map(|(kind, prefixes)| ConfigEntry {
+            kind: (*kind).to_owned(),
+            prefix: Prefixes::Many(prefixes.iter().map(|&prefix| prefix.to_owned()).collect()),
+            options: toml::Table::new(),
+        })
+        .collect()
 }

@@ -15,7 +15,8 @@ use tokio::runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::connection::{Account, Connection, Dialect, Settings};
+use super::connection::{Connection, Dialect, Settings};
+use super::login::Account;
 use super::reply::Failure;
 
 /// A connection that was not used for this long is asked whether it is still there.
