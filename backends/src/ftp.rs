@@ -31,7 +31,9 @@
 //! written under another name in the same directory, checked for their size, and renamed. On
 //! the few servers that do not rename over a file, the old one steps aside for a moment.
 //! Versions are times and sizes, so reads resume where a server tells both (`MLST`, or `MDTM`
-//! and `SIZE`); `LIST`, which is used where there is no `MLSD`, tells no versions.
+//! and `SIZE`); `LIST`, which is used where there is no `MLSD`, tells no versions. Times have
+//! seconds: a look at a file that was changed just now waits until that second is over, and a
+//! listing tells no version of it. Clocks that differ by more than that defeat this.
 
 mod address;
 mod connection;
@@ -195,6 +197,12 @@ impl Ftp {
         self.pool.site(self.account(url)?).lease(wanted, url).await
     }
 
+    async fn look(&self, url: &StorageUrl, path: &str) -> Result<Option<Kind>> {
+        let mut lease = self.lease(Use::Commands, url).await?;
+        let found = lease.stat(path).await;
+        found.map_err(|failure| lease.error(failure, url, "cannot be looked at"))
+    }
+
     fn refuse_writing(&self, url: &StorageUrl, operation: &str) -> Result<()> {
         if self.read_only {
             return Err(Error::unsupported(url, operation));
@@ -220,9 +228,13 @@ impl Storage for Ftp {
 
     async fn stat(&self, url: &StorageUrl) -> Result<Option<Entry>> {
         let path = path::of(url)?;
-        let mut lease = self.lease(Use::Commands, url).await?;
-        let found = lease.stat(&path).await;
-        let found = found.map_err(|failure| lease.error(failure, url, "cannot be looked at"))?;
+        let mut found = self.look(url, &path).await?;
+        if let Some(Kind::File(info)) = &found
+            && let Some(wait) = listing::settles_in(info)
+        {
+            tokio::time::sleep(wait).await;
+            found = self.look(url, &path).await?;
+        }
         let path = String::new();
         Ok(found.map(|kind| Entry {
             path,

@@ -55,6 +55,8 @@ pub(super) struct Connection {
     /// the next command. False from the start of an exchange to its end: a connection on which
     /// something was dropped midway stays like that.
     pub(super) in_step: bool,
+    /// The server may still have an offset in mind that was for an earlier file.
+    pub(super) restarted: bool,
     /// A needless answer may be under way.
     pub(super) suspect: bool,
     /// Whether the server has told where the data connection goes.
@@ -126,6 +128,10 @@ impl Connection {
 
     /// Opens a data connection for the command `line`, from byte `restart` of the file on.
     pub(super) async fn open_data(&mut self, line: &str, restart: u64) -> Result<Data, Failure> {
+        if std::mem::replace(&mut self.restarted, restart > 0) {
+            // Some forget it only when a transfer went well.
+            self.command("REST 0".into()).await?;
+        }
         loop {
             self.in_step = false;
             self.negotiated.store(false, Ordering::Relaxed);
@@ -166,7 +172,10 @@ impl Connection {
             None => data.finish().await.map_err(Failure::from),
         };
         self.in_step = match &done {
-            Ok(()) => true,
+            Ok(()) => {
+                self.restarted = false;
+                true
+            }
             Err(Failure::Reply(reply)) => reply.code != 421,
             Err(_) => false,
         };

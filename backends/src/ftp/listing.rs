@@ -4,7 +4,14 @@
 //! the Unix form a date with the size before it and the name after it, in the DOS form a date
 //! at the start. Whatever stands between may be anything.
 
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use tesk_core::storage::{FileInfo, Version};
+
+/// After so long the second in which a file was changed is over.
+const SETTLED_AFTER: SignedDuration = SignedDuration::from_millis(1100);
 
 /// What one line says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +50,22 @@ pub(super) fn version(time: Option<&str>, size: Option<u64>) -> Option<Version> 
     let time = time.filter(|time| time.len() >= 14 && time.is_ascii())?;
     let size = size.map_or_else(|| "?".to_owned(), |size| size.to_string());
     Some(Version(format!("{time}-{size}")))
+}
+
+/// How long until the version of a file tells it from any later one. Times have seconds, so a
+/// file that was changed just now may change again and keep its version; `None` is not at all.
+pub(super) fn settles_in(info: &FileInfo) -> Option<Duration> {
+    let (time, _) = info.version.as_ref()?.0.split_once('-')?;
+    if time.len() > 14 {
+        return None;
+    }
+    let time = jiff::fmt::strtime::parse("%Y%m%d%H%M%S", time).ok()?;
+    let time = time.to_datetime().ok()?.to_zoned(TimeZone::UTC).ok()?;
+    let wait = time.timestamp().duration_until(Timestamp::now());
+    let wait = SETTLED_AFTER.checked_sub(wait)?;
+    // A server whose clock is far ahead is not waited for.
+    let wait = Duration::try_from(wait).ok()?;
+    (!wait.is_zero() && wait < 3 * Duration::from_secs(1)).then_some(wait)
 }
 
 /// Reads a line of `MLSD`, or the one of `MLST` without its leading space.
@@ -264,6 +287,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_version_of_this_second_is_waited_for() {
+        let settles = |seconds: i64| {
+            let time = Timestamp::now() + SignedDuration::from_secs(seconds);
+            let time = time.strftime("%Y%m%d%H%M%S").to_string();
+            settles_in(&FileInfo {
+                version: version(Some(&time), Some(1)),
+                ..FileInfo::default()
+            })
+        };
+        assert!(settles(0).unwrap() <= Duration::from_millis(1100));
+        assert!(settles(1).unwrap() > Duration::from_secs(1));
+        for seconds in [-86400, -2, 60] {
+            assert_eq!(settles(seconds), None, "{seconds}");
+        }
+        assert_eq!(settles_in(&FileInfo::default()), None);
+    }
 
     fn file(name: &str, size: u64) -> Line {
         found(

@@ -53,6 +53,7 @@ impl Connection {
         let mut connection = Self {
             ftp,
             in_step: true,
+            restarted: false,
             suspect: false,
             negotiated,
             extended: false,

@@ -7,7 +7,7 @@ use futures_util::stream::{self, StreamExt as _};
 use tesk_core::rooted;
 use tesk_core::storage::{Entry, EntryKind, EntryStream, Error, ErrorKind, Result, StorageUrl};
 
-use super::listing::{Found, Kind};
+use super::listing::{self, Found, Kind};
 use super::path;
 use super::pool::{Lease, Site, Use};
 use super::reply::Failure;
@@ -123,7 +123,12 @@ impl Walk {
             kind => kind.clone(),
         };
         let kind = match kind {
-            Kind::File(info) => EntryKind::File(info),
+            Kind::File(mut info) => {
+                if listing::settles_in(&info).is_some() {
+                    info.version = None;
+                }
+                EntryKind::File(info)
+            }
             Kind::Directory | Kind::Link(_) => EntryKind::Directory,
         };
         let path = match directory.path.as_str() {

@@ -108,7 +108,7 @@ async fn a_listing_of_which_nothing_is_understood_is_not_an_empty_directory() {
     let error = list(&server, "/x").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     let server = Scripted::start(|command, _| match command {
-        "LIST -a" => say("550 no files"),
+        "LIST -a" | "LIST" => say("550 no files"),
         _ => Act::Usual,
     })
     .await;
@@ -494,6 +494,43 @@ async fn a_reading_resumes_where_the_line_broke() {
         b"01234567"
     );
     assert_eq!(server.count("REST 4"), 1, "{:?}", server.commands());
+}
+
+#[tokio::test]
+async fn an_offset_of_an_interrupted_reading_does_not_reach_the_next_file() {
+    use futures_util::StreamExt as _;
+    let offset = AtomicUsize::new(0);
+    let server = with_file(move |command, _| {
+        if let Some(told) = command.strip_prefix("REST ") {
+            offset.store(told.parse().unwrap(), Ordering::Relaxed);
+            return Some(say("350 and?"));
+        }
+        Some(match command {
+            "SIZE /f" => say("213 8"),
+            "RETR /f" => {
+                let rest = b"01234567"[offset.load(Ordering::Relaxed)..].to_vec();
+                Act::Send("150 here".into(), rest, "426 you left".into())
+            }
+            "RETR /g" => send(&b"01234567"[offset.load(Ordering::Relaxed)..]),
+            _ => return None,
+        })
+    })
+    .await;
+    let at = url(&server.url("/f"));
+    let storage = registry(ENTRY).unwrap().route(&at).unwrap();
+    let part = storage.read(&at, (2..4).into(), None).await.unwrap();
+    let part: Vec<_> = part.collect().await;
+    assert_eq!(part[0].as_ref().unwrap(), &b"23"[..]);
+    let at = url(&server.url("/g"));
+    let range = tesk_core::storage::ByteRange::FULL;
+    let whole: Vec<_> = storage
+        .read(&at, range, None)
+        .await
+        .unwrap()
+        .collect()
+        .await;
+    assert_eq!(whole[0].as_ref().unwrap(), &b"01234567"[..]);
+    assert_eq!(server.count("USER"), 1);
 }
 
 #[tokio::test]
