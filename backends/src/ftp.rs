@@ -125,7 +125,12 @@ impl Ftp {
             }
         };
         let tls = if encrypted {
-            Some(tls::client_config(options.ca_file.as_deref())?)
+            let versions: &[_] = if options.tls13 {
+                rustls::ALL_VERSIONS
+            } else {
+                &[&rustls::version::TLS12]
+            };
+            Some(tls::client_config(options.ca_file.as_deref(), versions)?)
         } else {
             None
         };

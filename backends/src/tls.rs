@@ -4,12 +4,16 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::SupportedProtocolVersion;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use tesk_core::storage::ConfigError;
 
 /// Trusts the system's certificates, or Mozilla's where it has none, and those of `ca_file`.
-pub(crate) fn client_config(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, ConfigError> {
+pub(crate) fn client_config(
+    ca_file: Option<&Path>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Result<rustls::ClientConfig, ConfigError> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
@@ -32,7 +36,7 @@ pub(crate) fn client_config(ca_file: Option<&Path>) -> Result<rustls::ClientConf
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .map_err(|e| ConfigError(format!("tls cannot be set up: {e}")))?;
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }

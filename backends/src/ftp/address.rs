@@ -13,7 +13,7 @@ use crate::network::Networks;
 
 /// After this long without a command, the control connection says that it is alive: a file may
 /// take hours, and what stands between forgets silent connections.
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
+const KEEP_ALIVE: Duration = Duration::from_mins(1);
 
 /// Host and port of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -21,6 +21,10 @@ pub struct Options {
     pub netrc: Option<netrc::Location>,
     /// How the connections are encrypted. Default: `none` for `ftp://`, `implicit` for `ftps://`.
     pub tls: Option<Tls>,
+    /// Whether TLS 1.3 is spoken too. Default false, because many servers want every data
+    /// connection to resume the session of its control connection: a session of TLS 1.2 can be
+    /// resumed any number of times, one of TLS 1.3 once.
+    pub tls13: bool,
     /// A file of PEM certificates that are trusted besides those of the system.
     pub ca_file: Option<PathBuf>,
     /// How data connections are opened. Default `auto`.

@@ -177,14 +177,17 @@ impl Site {
                 tracing::debug!(site = ?self.account, "the server has no room for more connections");
                 continue;
             }
-            let no_tls =
-                matches!(&refused.failure, Failure::Reply(reply) if reply.is_unknown_command());
+            // What the server cannot do here is no operation of a storage.
+            if let Failure::Reply(reply) = &refused.failure
+                && reply.is_unknown_command()
+            {
+                let message = format!("{}: {reply}", refused.message);
+                let error = Error::new(ErrorKind::Unavailable, url, message);
+                return Err(error.with_retryable(false));
+            }
             let error = self.error(refused.failure, url, refused.message);
             return Err(if crowded {
                 error.with_retry_after(Some(CROWDED_WAIT))
-            } else if no_tls && error.kind() == ErrorKind::Unsupported {
-                // What the server cannot do here is no operation of a storage.
-                Error::new(ErrorKind::Unavailable, url, error.to_string()).with_retryable(false)
             } else {
                 error
             });

@@ -215,7 +215,7 @@ impl Failure {
 fn broken(url: &StorageUrl, message: &str, error: FtpError) -> Error {
     match error {
         FtpError::ConnectionError(error) => {
-            let refused = error.get_ref().is_some_and(|inner| inner.is::<Refused>());
+            let refused = matches!(error.get_ref(), Some(inner) if inner.is::<Refused>());
             let kind = if refused {
                 ErrorKind::Denied
             } else if error.kind() == io::ErrorKind::InvalidInput {

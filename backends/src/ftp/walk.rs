@@ -111,14 +111,12 @@ impl Walk {
                 {
                     return Err(fail(Failure::Loop(at)));
                 }
-                match lease.stat_target(&at).await.map_err(fail)? {
-                    Some(kind) => kind,
-                    None => {
-                        // Common where only a part of a file system is shown.
-                        tracing::warn!(path = at, url = %self.url, "a link leads nowhere");
-                        return Ok(None);
-                    }
-                }
+                let Some(kind) = lease.stat_target(&at).await.map_err(fail)? else {
+                    // Common where only a part of a file system is shown.
+                    tracing::warn!(path = at, url = %self.url, "a link leads nowhere");
+                    return Ok(None);
+                };
+                kind
             }
             kind => kind.clone(),
         };

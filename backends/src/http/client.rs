@@ -51,7 +51,10 @@ impl Client {
         let timeout = Duration::from_secs(options.connect_timeout_secs.unwrap_or(10).max(1));
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("tesk/", env!("CARGO_PKG_VERSION")))
-            .tls_backend_preconfigured(tls::client_config(options.ca_file.as_deref())?)
+            .tls_backend_preconfigured(tls::client_config(
+                options.ca_file.as_deref(),
+                rustls::ALL_VERSIONS,
+            )?)
             // Parallel ranges are to have connections of their own.
             .http1_only()
             .redirect(reqwest::redirect::Policy::none())
