@@ -1,3 +1,5 @@
+mod upload;
+
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
