@@ -22,8 +22,12 @@
 //! # Connections
 //!
 //! Logged-in connections are used again, for any number of files and directories. One on which
-//! a transfer was dropped midway is closed. Which addresses are reached is the same as for
-//! [`http`](https://docs.rs/tesk-backends), for data connections too.
+//! a transfer was dropped midway is closed. A server that has no room for another gets fewer
+//! from then on. Long transfers keep their silent control connection alive.
+//!
+//! The address that is connected to is the one that was checked, for data connections too. Never
+//! reached are link-local addresses, the metadata services of clouds, unspecified and multicast
+//! addresses, unless `allow_networks` lets them through.
 //!
 //! # What is relied on
 //!

@@ -137,7 +137,7 @@ async fn ftp_subjects() -> anyhow::Result<Vec<Subject>> {
                 } else {
                     "explicit"
                 };
-                entry += &format!("tls = '{tls}'\nca_file = '{ca_file}'\n");
+                entry = format!("{entry}tls = '{tls}'\nca_file = '{ca_file}'\n");
             }
             let (storage, url) = configured(&entry, url)?;
             subjects.push(Subject::new(name, storage, url).at_least(claims));
