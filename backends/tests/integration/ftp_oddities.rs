@@ -304,6 +304,10 @@ async fn a_missing_file_is_found_missing_however_late_the_server_says_so() {
 async fn a_server_that_hangs_up_or_falls_silent_is_asked_again() {
     for act in [say("421 bye"), Act::Close, Act::Stall, say("garbage")] {
         for at in ["", "PASS anonymous@", "SIZE /f", "EPSV", "RETR /f"] {
+            // A server that hangs up before a login has no room, and is given time.
+            if matches!(&act, Act::Say(text) if text.starts_with("421")) && !at.contains('/') {
+                continue;
+            }
             let (act, failures) = (act.clone(), AtomicUsize::new(0));
             let server = with_file(move |command, _| {
                 (command == at && failures.fetch_add(1, Ordering::Relaxed) == 0)

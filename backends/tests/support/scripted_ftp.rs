@@ -87,6 +87,7 @@ async fn serve(
     script: Arc<Script>,
     said: Arc<Mutex<Vec<String>>>,
 ) -> std::io::Result<()> {
+    control.set_nodelay(true)?;
     let mut control = BufReader::new(control);
     let mut passive: Option<TcpListener> = None;
     let mut command = String::new();
