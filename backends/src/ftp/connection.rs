@@ -208,6 +208,9 @@ pub(super) async fn in_time<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, FtpError>>,
 ) -> Result<T, Failure> {
+    // The library does not flush a command. Where the runtime makes a busy task pause, the rest of
+    // an encrypted one would stay here, and both sides would wait for ever.
+    let work = tokio::task::unconstrained(work);
     match tokio::time::timeout(limit, work).await {
         Ok(done) => done.map_err(Failure::from),
         Err(_) => Err(Failure::Timeout),
