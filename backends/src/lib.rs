@@ -1,5 +1,6 @@
 //! The storage backends that come with `tesk`, one cargo feature each.
 //!
+//! - [`ftp`] (feature `ftp`): FTP servers, plain and with TLS, `ftp:` and `ftps:`.
 //! - [`pvc`] (feature `pvc`): a mounted directory, addressed by `file:` URLs.
 //! - [`http`] (feature `http`): web servers, `http:` and `https:`.
 //!
@@ -7,20 +8,29 @@
 //! [`with`](tesk_core::storage::RegistryBuilder::with), and builds a registry from the
 //! `[[storage]]` entries of its configuration.
 
+#[cfg(feature = "ftp")]
+pub mod ftp;
 #[cfg(feature = "http")]
 pub mod http;
-#[cfg(feature = "http")]
+#[cfg(any(feature = "ftp", feature = "http"))]
 pub mod netrc;
+#[cfg(any(feature = "ftp", feature = "http"))]
+mod network;
 #[cfg(feature = "pvc")]
 pub mod pvc;
-#[cfg(feature = "http")]
+#[cfg(any(feature = "ftp", feature = "http"))]
 mod secret;
+#[cfg(any(feature = "ftp", feature = "http"))]
+mod tls;
 
+use tesk_core::storage::registry::Prefixes;
 use tesk_core::storage::{ConfigEntry, RegistryBuilder};
 
 /// Every backend that this build has.
 pub fn builtin() -> RegistryBuilder {
     let builder = RegistryBuilder::default();
+    #[cfg(feature = "ftp")]
+    let builder = builder.with("ftp", ftp::FtpFactory);
     #[cfg(feature = "http")]
     let builder = builder.with("http", http::HttpFactory);
     #[cfg(feature = "pvc")]
@@ -28,18 +38,20 @@ pub fn builtin() -> RegistryBuilder {
     builder
 }
 
-/// What is served without any configuration: HTTP and HTTPS everywhere, without credentials.
+/// What is served without any configuration: web and FTP servers everywhere, without credentials.
 pub fn default_entries() -> Vec<ConfigEntry> {
-    #[cfg(feature = "http")]
-    let entries = vec![ConfigEntry {
-        kind: "http".into(),
-        prefix: tesk_core::storage::registry::Prefixes::Many(vec![
-            "http://".into(),
-            "https://".into(),
-        ]),
-        options: toml::Table::new(),
-    }];
-    #[cfg(not(feature = "http"))]
-    let entries = Vec::new();
+    let entries: &[(&str, &[&str])] = &[
+        #[cfg(feature = "ftp")]
+        ("ftp", &["ftp://", "ftps://"]),
+        #[cfg(feature = "http")]
+        ("http", &["http://", "https://"]),
+    ];
     entries
+        .iter()
+        .map(|(kind, prefixes)| ConfigEntry {
+            kind: (*kind).to_owned(),
+            prefix: Prefixes::Many(prefixes.iter().map(|&prefix| prefix.to_owned()).collect()),
+            options: toml::Table::new(),
+        })
+        .collect()
 }

@@ -7,7 +7,18 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use tesk_core::storage::ConfigError;
+
+/// Where the `.netrc` file is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Location {
+    /// In the home directory, or nowhere.
+    Home(bool),
+    /// At this path.
+    Path(PathBuf),
+}
 
 /// The entries of one file.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -40,6 +51,18 @@ impl Netrc {
         };
         let text = std::fs::read_to_string(path).map_err(|e| refused(&e))?;
         Self::parse(&text).map_err(|e| refused(&e))
+    }
+
+    /// The file that an entry's key `netrc` names; nothing without one.
+    pub fn load(location: Option<&Location>) -> Result<Self, ConfigError> {
+        match location {
+            None | Some(Location::Home(false)) => Ok(Self::default()),
+            Some(Location::Path(path)) => Self::read(path),
+            Some(Location::Home(true)) => match Self::usual_path() {
+                Some(path) => Self::read(&path),
+                None => Err(ConfigError("netrc: there is no home directory".into())),
+            },
+        }
     }
 
     /// Where it is by convention: `$NETRC`, or `.netrc` in the home directory.

@@ -7,9 +7,12 @@ use anyhow::Context as _;
 use tesk_conformance::storage::{self, Subject};
 use tesk_core::storage::{Capabilities, ConfigEntry, Storage, StorageUrl};
 
+#[path = "support/ftp.rs"]
+mod ftp;
 #[path = "support/server.rs"]
 mod server;
 
+use ftp::FtpServer;
 use server::Server;
 
 #[derive(serde::Deserialize)]
@@ -82,6 +85,63 @@ fn main() -> ExitCode {
                 configured(entry, &address(proxy))
             })
             .locked_out(storage, wrong.parse()?);
-        Ok(vec![pvc, read_only, http])
+        let mut subjects = vec![pvc, read_only, http];
+        subjects.extend(ftp_subjects().await?);
+        Ok(subjects)
     })
+}
+
+async fn ftp_subjects() -> anyhow::Result<Vec<Subject>> {
+    let mut claims = Capabilities::read_only();
+    claims.list = true;
+    claims.ranges = true;
+    claims.write = true;
+    claims.atomic_write = true;
+    claims.directories = true;
+    claims.rename = true;
+    claims.remove = true;
+
+    let server = Box::leak(Box::new(FtpServer::start().await));
+    server.put("locked", "x");
+    let entry = "type = 'ftp'\nprefix = 'ftp://'\ncommand_timeout_secs = 5";
+    let (storage, url) = configured(entry, &server.url("/scratch"))?;
+    let wrong = server.url("/locked").replace("right", "wrong");
+    let plain = Subject::new("ftp", storage.clone(), url)
+        .at_least(claims)
+        .locked_out(storage, wrong.parse()?)
+        .reached_through(ftp::switchboard().await, |proxy| {
+            let gateway = ftp::gateway(server.address, proxy);
+            configured(entry, &format!("ftp://me:right@{gateway}/scratch"))
+        });
+
+    let server = Box::leak(Box::new(FtpServer::start_encrypted().await));
+    let ca_file = server.ca_file.as_ref().context("no certificate")?;
+    let entry = format!(
+        "{entry}\ntls = 'explicit'\nca_file = '{}'",
+        ca_file.display()
+    );
+    let (storage, url) = configured(&entry, &server.url("/scratch"))?;
+    let encrypted = Subject::new("ftp-tls", storage, url).at_least(claims);
+
+    let mut subjects = vec![plain, encrypted];
+    // Servers of other makes: `conformance/servers/ftp` starts them and sets this.
+    if let Ok(urls) = std::env::var("TESK_TEST_FTP") {
+        let ca_file = std::env::var("TESK_TEST_FTP_CA").unwrap_or_default();
+        for target in urls.split_whitespace() {
+            let (name, url) = target.split_once('=').context("name=url is expected")?;
+            let scheme = url.split(':').next().unwrap_or_default();
+            let mut entry = format!("type = 'ftp'\nprefix = '{scheme}://'\n");
+            if name.contains("tls") {
+                let tls = if scheme == "ftps" {
+                    "implicit"
+                } else {
+                    "explicit"
+                };
+                entry = format!("{entry}tls = '{tls}'\nca_file = '{ca_file}'\n");
+            }
+            let (storage, url) = configured(&entry, url)?;
+            subjects.push(Subject::new(name, storage, url).at_least(claims));
+        }
+    }
+    Ok(subjects)
 }

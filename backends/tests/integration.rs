@@ -1,5 +1,6 @@
 //! The backends behind the transfer engine, as a task meets them.
 //!
+//! - `ftp`: a real server, and ones that answer oddly, lie or fall over.
 //! - `http`: servers that answer oddly, redirect, lie or fall over.
 //! - `network`: which servers are reached, and who gets which credentials.
 //! - `pvc`: paths and symlinks that want to get out.
@@ -8,9 +9,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+#[path = "support/ftp.rs"]
+mod ftp_server;
+#[path = "support/scripted_ftp.rs"]
+mod scripted_ftp;
 #[path = "support/server.rs"]
 mod server;
 
+#[path = "integration/ftp.rs"]
+mod ftp;
+#[path = "integration/ftp_oddities.rs"]
+mod ftp_oddities;
 #[path = "integration/http.rs"]
 mod http;
 #[path = "integration/large.rs"]

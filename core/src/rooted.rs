@@ -383,7 +383,7 @@ const TEMP_PREFIX: &str = ".tesk-";
 const TEMP_SUFFIX: &str = ".part";
 
 /// A new name for a file that is not finished; needs no escaping in any URL.
-pub(crate) fn temp_name() -> String {
+pub fn temp_name() -> String {
     format!("{TEMP_PREFIX}{:032x}{TEMP_SUFFIX}", rand::random::<u128>())
 }
 

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use tesk_core::storage::{ByteRange, ConfigError, Error, ErrorKind, Result, Source, StorageUrl};
 
-use super::address::{CheckedResolver, Networks, Refused};
+use super::address::{CheckedResolver, check_host};
 use super::options::{self, Options};
 use crate::netrc::Netrc;
-use crate::secret;
+use crate::network::{Networks, Refused};
+use crate::{secret, tls};
 
 /// How many redirects one request follows.
 const MAX_REDIRECTS: usize = 10;
@@ -44,11 +43,18 @@ impl fmt::Debug for Client {
 
 impl Client {
     pub(super) fn new(options: &Options) -> Result<Self, ConfigError> {
-        let networks = Arc::new(Networks::new(options)?);
+        let networks = Arc::new(Networks::new(
+            options.allow_private,
+            &options.deny_networks,
+            &options.allow_networks,
+        )?);
         let timeout = Duration::from_secs(options.connect_timeout_secs.unwrap_or(10).max(1));
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("tesk/", env!("CARGO_PKG_VERSION")))
-            .tls_backend_preconfigured(tls(options)?)
+            .tls_backend_preconfigured(tls::client_config(
+                options.ca_file.as_deref(),
+                rustls::ALL_VERSIONS,
+            )?)
             // Parallel ranges are to have connections of their own.
             .http1_only()
             .redirect(reqwest::redirect::Policy::none())
@@ -81,7 +87,7 @@ impl Client {
             networks,
             credentials: credentials(options)?,
             headers: headers(options)?,
-            netrc: netrc(options)?,
+            netrc: Netrc::load(options.netrc.as_ref())?,
         })
     }
 
@@ -126,9 +132,7 @@ impl Client {
         headers: &HeaderMap,
         body: Option<&Source>,
     ) -> Result<Response> {
-        self.networks
-            .check_host(at)
-            .map_err(|why| refused(url, why.to_string()))?;
+        check_host(&self.networks, at).map_err(|why| refused(url, why.to_string()))?;
         let mut request = self
             .http
             .request(method.clone(), at.clone())
@@ -270,35 +274,6 @@ fn refused(url: &StorageUrl, why: String) -> Error {
     Error::new(ErrorKind::Denied, url, why)
 }
 
-/// Trusts the system's certificates, or Mozilla's where it has none, and those of `ca_file`.
-fn tls(options: &Options) -> Result<rustls::ClientConfig, ConfigError> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    }
-    if let Some(path) = &options.ca_file {
-        let refused = |why: &dyn fmt::Display| {
-            ConfigError(format!("ca_file: cannot use `{}`: {why}", path.display()))
-        };
-        let certificates = CertificateDer::pem_file_iter(path).map_err(|e| refused(&e))?;
-        let mut count = 0;
-        for certificate in certificates {
-            let certificate = certificate.map_err(|e| refused(&e))?;
-            roots.add(certificate).map_err(|e| refused(&e))?;
-            count += 1;
-        }
-        if count == 0 {
-            return Err(refused(&"it holds no certificate"));
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| ConfigError(format!("tls cannot be set up: {e}")))?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
-}
-
 fn credentials(options: &Options) -> Result<Credentials, ConfigError> {
     let password = secret::read(
         "password",
@@ -336,15 +311,4 @@ fn headers(options: &Options) -> Result<HeaderMap, ConfigError> {
         headers.insert(name, value);
     }
     Ok(headers)
-}
-
-fn netrc(options: &Options) -> Result<Netrc, ConfigError> {
-    match &options.netrc {
-        None | Some(options::Netrc::Home(false)) => Ok(Netrc::default()),
-        Some(options::Netrc::Path(path)) => Netrc::read(path),
-        Some(options::Netrc::Home(true)) => match Netrc::usual_path() {
-            Some(path) => Netrc::read(&path),
-            None => Err(ConfigError("netrc: there is no home directory".into())),
-        },
-    }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::netrc;
+
 /// The keys of a `[[storage]]` entry with `type = "http"`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -23,7 +25,7 @@ pub struct Options {
     /// are secret as credentials are, and go to the same origin only.
     pub headers: BTreeMap<String, Value>,
     /// A `.netrc` file with credentials by host; `true` is the one in the home directory.
-    pub netrc: Option<Netrc>,
+    pub netrc: Option<netrc::Location>,
     /// The proxy for all requests, such as `http://proxy:3128`, or `environment` for what
     /// `HTTPS_PROXY` and the like say. Default: none, also when those are set.
     pub proxy: Option<String>,
@@ -57,14 +59,4 @@ pub enum Value {
         /// Its name.
         env: String,
     },
-}
-
-/// Where the `.netrc` file is.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-pub enum Netrc {
-    /// In the home directory, or nowhere.
-    Home(bool),
-    /// At this path.
-    Path(PathBuf),
 }
