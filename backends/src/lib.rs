@@ -2,6 +2,7 @@
 //!
 //! - [`pvc`] (feature `pvc`): a mounted directory, addressed by `file:` URLs.
 //! - [`http`] (feature `http`): web servers, `http:` and `https:`.
+//! - [`s3`] (feature `s3`): object stores, `s3:`.
 //!
 //! A program takes [`builtin()`], adds its own with
 //! [`with`](tesk_core::storage::RegistryBuilder::with), and builds a registry from the
@@ -13,7 +14,9 @@ pub mod http;
 pub mod netrc;
 #[cfg(feature = "pvc")]
 pub mod pvc;
-#[cfg(feature = "http")]
+#[cfg(feature = "s3")]
+pub mod s3;
+#[cfg(any(feature = "http", feature = "s3"))]
 mod secret;
 
 use tesk_core::storage::{ConfigEntry, RegistryBuilder};
@@ -25,6 +28,8 @@ pub fn builtin() -> RegistryBuilder {
     let builder = builder.with("http", http::HttpFactory);
     #[cfg(feature = "pvc")]
     let builder = builder.with("pvc", pvc::PvcFactory);
+    #[cfg(feature = "s3")]
+    let builder = builder.with("s3", s3::S3Factory);
     builder
 }
 
