@@ -1,1 +1,8 @@
-//! x
+//! Conformance suites for the traits of `tesk-core`, as a library that a plugin's own tests run.
+//!
+//! - [`storage`]: what [`Storage`](tesk_core::storage::Storage) promises.
+//! - [`proxy`]: a TCP proxy that cuts, stalls, slows and refuses, for these suites and for tests
+//!   of any client.
+
+pub mod proxy;
+pub mod storage;

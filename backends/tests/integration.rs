@@ -1,0 +1,95 @@
+//! The backends behind the transfer engine, as a task meets them.
+//!
+//! - [`http`]: servers that answer oddly, redirect, lie or fall over.
+//! - [`network`]: which servers are reached, and who gets which credentials.
+//! - [`pvc`]: paths and symlinks that want to get out.
+//! - [`large`]: memory.
+
+#[path = "support/server.rs"]
+mod server;
+
+#[path = "integration/http.rs"]
+mod http;
+#[path = "integration/large.rs"]
+mod large;
+#[path = "integration/network.rs"]
+mod network;
+#[path = "integration/pvc.rs"]
+mod pvc;
+
+use std::sync::Arc;
+
+use tesk_core::rooted::{RelPath, Root, Symlinks};
+use tesk_core::storage::{ConfigEntry, ConfigError, LocalPath, Registry, Result, StorageUrl};
+use tesk_core::transfer::{Engine, Moved, Settings};
+
+#[derive(serde::Deserialize)]
+struct Config {
+    storage: Vec<ConfigEntry>,
+}
+
+fn registry(config: &str) -> std::result::Result<Registry, ConfigError> {
+    let config: Config = toml::from_str(config).unwrap();
+    tesk_backends::builtin().build(&config.storage)
+}
+
+fn url(text: &str) -> StorageUrl {
+    text.parse().unwrap()
+}
+
+fn content(size: usize) -> Vec<u8> {
+    (0..size)
+        .map(|i| (i % 251) as u8 ^ (i >> 10) as u8)
+        .collect()
+}
+
+/// An engine and a directory of this machine.
+struct Bench {
+    engine: Engine,
+    directory: tempfile::TempDir,
+}
+
+impl Bench {
+    /// With every web server, without credentials.
+    fn new() -> Self {
+        Self::with("[[storage]]\ntype = 'http'\nprefix = ['http://', 'https://']")
+    }
+
+    fn with(config: &str) -> Self {
+        let settings = Settings {
+            retry_base_ms: 5,
+            retry_max_ms: 20,
+            progress_timeout_secs: 2,
+            range_mib: 1,
+            ..Settings::default()
+        };
+        Self {
+            engine: Engine::new(Arc::new(registry(config).unwrap()), &settings),
+            directory: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn local(&self, name: &str) -> LocalPath {
+        LocalPath {
+            root: Arc::new(Root::open(self.directory.path(), Symlinks::InRoot).unwrap()),
+            path: RelPath::new(name).unwrap(),
+        }
+    }
+
+    async fn fetch(&self, from: &str) -> Result<Vec<u8>> {
+        let to = self.local("fetched");
+        self.engine.fetch_file(&url(from), &to, false).await?;
+        let names = to.root.read_dir(&RelPath::default()).unwrap();
+        assert!(
+            names
+                .iter()
+                .all(|name| !tesk_core::rooted::is_temp_name(name))
+        );
+        Ok(std::fs::read(self.directory.path().join("fetched")).unwrap())
+    }
+
+    async fn store(&self, content: &[u8], to: &str) -> Result<Moved> {
+        std::fs::write(self.directory.path().join("out"), content).unwrap();
+        self.engine.store_file(&self.local("out"), &url(to)).await
+    }
+}

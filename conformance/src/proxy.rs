@@ -1,0 +1,170 @@
+//! A TCP proxy on the loopback interface that does to connections what networks do.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// What happens to one connection. Bytes are counted on their way from the server, unless it
+/// says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// Closed as soon as it is accepted.
+    Refuse,
+    /// Closed after so many bytes.
+    CutAfter(u64),
+    /// Closed after so many bytes from the client.
+    CutUploadAfter(u64),
+    /// Silent after so many bytes, and not closed.
+    StallAfter(u64),
+    /// At most so many bytes a second.
+    Slow(u64),
+}
+
+/// A running proxy; dropped, it closes its port. Connections that are open go on.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    plan: Arc<Plan>,
+    accepting: JoinHandle<()>,
+}
+
+#[derive(Debug, Default)]
+struct Plan {
+    /// For the next connections, one each.
+    next: Mutex<VecDeque<Fault>>,
+    connections: AtomicUsize,
+}
+
+impl Proxy {
+    /// Listens on a free port and connects each client to `server`.
+    pub async fn start(server: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let address = listener.local_addr()?;
+        let plan = Arc::<Plan>::default();
+        let shared = plan.clone();
+        let accepting = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                shared.connections.fetch_add(1, Ordering::Relaxed);
+                let mut next = shared.next.lock().unwrap_or_else(PoisonError::into_inner);
+                let fault = next.pop_front().unwrap_or(Fault::None);
+                tokio::spawn(connect(client, server, fault));
+            }
+        });
+        Ok(Self {
+            address,
+            plan,
+            accepting,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What happens to the next connections, one after another; later ones go well.
+    pub fn faults(&self, faults: impl IntoIterator<Item = Fault>) {
+        let mut next = self
+            .plan
+            .next
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *next = faults.into_iter().collect();
+    }
+
+    /// How many connections there have been.
+    pub fn connections(&self) -> usize {
+        self.plan.connections.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn connect(client: TcpStream, server: SocketAddr, fault: Fault) {
+    if fault == Fault::Refuse {
+        return;
+    }
+    let Ok(server) = TcpStream::connect(server).await else {
+        return;
+    };
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let up = async {
+        let limit = match fault {
+            Fault::CutUploadAfter(bytes) => bytes,
+            _ => u64::MAX,
+        };
+        let ended = relay(&mut from_client, &mut to_server, limit, None).await;
+        let _ = to_server.shutdown().await;
+        ended
+    };
+    let down = async {
+        let (limit, pace) = match fault {
+            Fault::CutAfter(bytes) | Fault::StallAfter(bytes) => (bytes, None),
+            Fault::Slow(bytes) => (u64::MAX, Some(bytes)),
+            _ => (u64::MAX, None),
+        };
+        let ended = relay(&mut from_server, &mut to_client, limit, pace).await;
+        if ended == Ended::Limit && matches!(fault, Fault::StallAfter(_)) {
+            std::future::pending::<()>().await;
+        }
+        ended
+    };
+    // The end of the server's side ends all; of the client's side only a cut does.
+    let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
+    tokio::select! {
+        _ = &mut down => {}
+        ended = &mut up => if ended == Ended::Eof {
+            down.await;
+        },
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Eof,
+    Limit,
+}
+
+async fn relay(
+    from: &mut (impl tokio::io::AsyncRead + Unpin),
+    to: &mut (impl tokio::io::AsyncWrite + Unpin),
+    mut limit: u64,
+    pace: Option<u64>,
+) -> Ended {
+    let mut buffer = vec![0; 64 << 10];
+    let at_once = pace.map_or(buffer.len(), |pace| (pace / 20).max(1) as usize);
+    loop {
+        let most = at_once
+            .min(buffer.len())
+            .min(usize::try_from(limit).unwrap_or(usize::MAX));
+        if most == 0 {
+            return Ended::Limit;
+        }
+        match from.read(&mut buffer[..most]).await {
+            Ok(0) | Err(_) => return Ended::Eof,
+            Ok(read) => {
+                if to.write_all(&buffer[..read]).await.is_err() {
+                    return Ended::Eof;
+                }
+                limit -= read as u64;
+            }
+        }
+        if pace.is_some() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}

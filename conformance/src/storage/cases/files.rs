@@ -1,0 +1,275 @@
+//! Files: what is written is what is read, whatever its size and name.
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::future::try_join_all;
+use tesk_core::storage::{ByteRange, ErrorKind, Source};
+
+use super::super::context::{Local, content, refused};
+use super::needs::{ATOMIC_WRITE, Files, WRITE};
+use super::{Case, Context, case};
+
+pub(super) const CASES: &[Case] = &[
+    case!(nothing_is_none_and_no_error),
+    case!(a_file_below_nothing_is_none),
+    case!(an_empty_file_is_a_file: Files),
+    case!(one_byte_is_kept: Files),
+    case!(eight_mib_and_one_byte_more_or_less_are_kept: Files),
+    case!(every_byte_is_kept_as_it_is: Files),
+    case!(names_mean_exactly_one_file: Files),
+    case!(a_missing_file_is_not_found),
+    case!(a_reading_that_is_dropped_disturbs_nothing: Files),
+    case!(sixteen_readings_at_once: Files),
+    case!(sixteen_writings_at_once: WRITE),
+    case!(writing_makes_parents: WRITE),
+    case!(writing_shorter_leaves_nothing_of_the_longer: WRITE),
+    case!(a_local_file_is_written: WRITE),
+    case!(a_file_of_a_storage_is_written: WRITE),
+    case!(a_source_that_fails_fails_the_writing: WRITE),
+    case!(a_writing_that_failed_leaves_what_was_there: ATOMIC_WRITE),
+    case!(a_writing_that_is_dropped_leaves_what_was_there: ATOMIC_WRITE),
+    case!(core_brings_a_file_there_and_back: WRITE),
+];
+
+async fn nothing_is_none_and_no_error(context: Context) -> anyhow::Result<()> {
+    ensure!(context.stat(&context.url("nothing")).await?.is_none());
+    Ok(())
+}
+
+async fn a_file_below_nothing_is_none(context: Context) -> anyhow::Result<()> {
+    ensure!(
+        context
+            .stat(&context.url("no/such/directory/file"))
+            .await?
+            .is_none()
+    );
+    Ok(())
+}
+
+async fn an_empty_file_is_a_file(context: Context) -> anyhow::Result<()> {
+    let url = context.put("empty", Bytes::new()).await?;
+    context.expect(&url, b"").await
+}
+
+async fn one_byte_is_kept(context: Context) -> anyhow::Result<()> {
+    let url = context.put("one", &b"\n"[..]).await?;
+    context.expect(&url, b"\n").await
+}
+
+async fn eight_mib_and_one_byte_more_or_less_are_kept(context: Context) -> anyhow::Result<()> {
+    for size in [(8 << 20) - 1, 8 << 20, (8 << 20) + 1] {
+        let content = content(size);
+        let url = context
+            .put(&format!("size-{size}"), content.clone())
+            .await?;
+        context.expect(&url, &content).await?;
+    }
+    Ok(())
+}
+
+async fn every_byte_is_kept_as_it_is(context: Context) -> anyhow::Result<()> {
+    // Text modes, encodings and compression would show.
+    let mut content: Vec<u8> = (0..=255).collect();
+    content.extend_from_slice(b"\r\n\n\r\r\n \t\xff\xfe\xc3\x28 \x1f\x8b\x08\x00 \x1a EOF\r\n");
+    let url = context.put("bytes.txt.gz", content.clone()).await?;
+    context.expect(&url, &content).await
+}
+
+async fn names_mean_exactly_one_file(context: Context) -> anyhow::Result<()> {
+    const NAMES: &[&str] = &[
+        "a b",
+        "a%20b",
+        "a+b",
+        "a#b",
+        "a?b",
+        "a&b=c",
+        "a;b",
+        "a,b",
+        ".hidden",
+        "a..b",
+        "ä é 漢",
+        "(a)[b]{c}",
+        "a'b\"c",
+        "a*b",
+        "a@b",
+        "a:b",
+        "~a",
+        "$a",
+        "%",
+        "A",
+        "a",
+        "a.b.c",
+        "-rf",
+    ];
+    let put = |i: usize| {
+        let (context, name) = (context.clone(), NAMES[i]);
+        async move { context.put(name, format!("{i}")).await.context(name) }
+    };
+    let urls = try_join_all((0..NAMES.len()).map(put)).await?;
+    for (i, url) in urls.iter().enumerate() {
+        context
+            .expect(url, format!("{i}").as_bytes())
+            .await
+            .context(NAMES[i])?;
+    }
+    Ok(())
+}
+
+async fn a_missing_file_is_not_found(context: Context) -> anyhow::Result<()> {
+    let read = context.read(&context.url("nothing"), ByteRange::FULL).await;
+    let error = refused(read, "reading it", &[ErrorKind::NotFound])?;
+    ensure!(!error.is_retryable(), "it is called retryable");
+    Ok(())
+}
+
+async fn a_reading_that_is_dropped_disturbs_nothing(context: Context) -> anyhow::Result<()> {
+    let content = content(4 << 20);
+    let url = context.put("file", content.clone()).await?;
+    for _ in 0..3 {
+        let mut stream = context.storage().read(&url, ByteRange::FULL, None).await?;
+        stream.next().await.context("no first chunk")??;
+    }
+    context.expect(&url, &content).await
+}
+
+async fn sixteen_readings_at_once(context: Context) -> anyhow::Result<()> {
+    let content = content(1 << 20);
+    let url = context.put("file", content.clone()).await?;
+    try_join_all((0..16).map(|_| context.expect(&url, &content))).await?;
+    Ok(())
+}
+
+async fn sixteen_writings_at_once(context: Context) -> anyhow::Result<()> {
+    let write = |i: u8| {
+        let context = &context;
+        async move {
+            let content = vec![i; 300_000];
+            let url = context
+                .put(&format!("d{}/{i}", i % 3), content.clone())
+                .await?;
+            context.expect(&url, &content).await
+        }
+    };
+    try_join_all((0..16).map(write)).await?;
+    Ok(())
+}
+
+async fn writing_makes_parents(context: Context) -> anyhow::Result<()> {
+    let url = context.put("a/b c/d/file", &b"deep"[..]).await?;
+    context.expect(&url, b"deep").await
+}
+
+async fn writing_shorter_leaves_nothing_of_the_longer(context: Context) -> anyhow::Result<()> {
+    context.put("file", content(100_000)).await?;
+    let url = context.put("file", &b"short"[..]).await?;
+    context.expect(&url, b"short").await?;
+    context.put("file", Bytes::new()).await?;
+    context.expect(&url, b"").await
+}
+
+async fn a_local_file_is_written(context: Context) -> anyhow::Result<()> {
+    let local = Local::new()?;
+    let content = content(3_000_000);
+    let source = Source::local(&local.write("file", &content)?)?;
+    let url = context.url("file");
+    context.write(&url, &source).await?;
+    context.expect(&url, &content).await
+}
+
+async fn a_file_of_a_storage_is_written(context: Context) -> anyhow::Result<()> {
+    let content = content(3_000_000);
+    let from = context.put("from", content.clone()).await?;
+    let info = context.file_info(&from).await?;
+    let size = content.len() as u64;
+    let source = Source::storage(context.storage().clone(), from, size, info.version);
+    let to = context.url("to");
+    context.write(&to, &source).await?;
+    context.expect(&to, &content).await
+}
+
+/// A source that ends in an error halfway: its file is shorter than it was.
+fn failing_source(local: &Local) -> anyhow::Result<Source> {
+    let path = local.write("shrinking", &content(3_000_000))?;
+    let source = Source::local(&path)?;
+    local.write("shrinking", &content(1_500_000))?;
+    Ok(source)
+}
+
+async fn a_source_that_fails_fails_the_writing(context: Context) -> anyhow::Result<()> {
+    let local = Local::new()?;
+    let source = failing_source(&local)?;
+    let written = context.storage().write(&context.url("file"), &source).await;
+    let error = refused(
+        written,
+        "writing it",
+        &[ErrorKind::Corrupt, ErrorKind::Unavailable],
+    )?;
+    ensure!(error.is_retryable(), "it is called not retryable: {error}");
+    Ok(())
+}
+
+async fn a_writing_that_failed_leaves_what_was_there(context: Context) -> anyhow::Result<()> {
+    let old = context.put("old", &b"old"[..]).await?;
+    let local = Local::new()?;
+    for url in [&old, &context.url("new")] {
+        let written = context.storage().write(url, &failing_source(&local)?).await;
+        ensure!(written.is_err(), "writing half a file succeeded");
+    }
+    context.expect(&old, b"old").await?;
+    let new = context.stat(&context.url("new")).await?;
+    ensure!(new.is_none(), "half a file is there: {new:?}");
+    Ok(())
+}
+
+async fn a_writing_that_is_dropped_leaves_what_was_there(context: Context) -> anyhow::Result<()> {
+    use tesk_core::storage::{
+        ByteStream, Capabilities, Entry, Result, Storage, StorageUrl, Version,
+    };
+
+    /// A file that never ends.
+    #[derive(Debug)]
+    struct Endless;
+
+    #[async_trait::async_trait]
+    impl Storage for Endless {
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::read_only()
+        }
+        async fn stat(&self, _: &StorageUrl) -> Result<Option<Entry>> {
+            Ok(None)
+        }
+        async fn read(
+            &self,
+            _: &StorageUrl,
+            _: ByteRange,
+            _: Option<&Version>,
+        ) -> Result<ByteStream> {
+            let first = futures_util::stream::iter([Ok(Bytes::from(vec![7; 100_000]))]);
+            Ok(first.chain(futures_util::stream::pending()).boxed())
+        }
+    }
+
+    let url = context.put("file", &b"old"[..]).await?;
+    let nowhere = "none://x".parse()?;
+    let source = Source::storage(std::sync::Arc::new(Endless), nowhere, 200_000, None);
+    let writing = context.storage().write(&url, &source);
+    let ended = tokio::time::timeout(std::time::Duration::from_millis(300), writing).await;
+    ensure!(ended.is_err(), "writing ended before its source");
+    context.expect(&url, b"old").await?;
+    context.put("file", &b"new"[..]).await?;
+    context.expect(&url, b"new").await
+}
+
+async fn core_brings_a_file_there_and_back(context: Context) -> anyhow::Result<()> {
+    let (local, engine) = (Local::new()?, context.engine()?);
+    let content = content(5_000_001);
+    let url = context.url("file");
+    engine
+        .store_file(&local.write("there", &content)?, &url)
+        .await?;
+    let moved = engine.fetch_file(&url, &local.path("back")?, false).await?;
+    ensure!(moved.size == content.len() as u64);
+    ensure!(local.read("back")? == content, "other bytes came back");
+    Ok(())
+}

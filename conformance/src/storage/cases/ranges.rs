@@ -1,0 +1,108 @@
+//! Parts of files, and versions of them.
+
+use anyhow::{Context as _, bail, ensure};
+use bytes::Bytes;
+use tesk_core::storage::{ByteRange, ErrorKind};
+
+use super::super::Skip;
+use super::super::context::{content, read_all, refused};
+use super::needs::{Files, RANGES, WRITE};
+use super::{Case, Context, case};
+
+pub(super) const CASES: &[Case] = &[
+    case!(a_range_is_exactly_its_bytes: RANGES, Files),
+    case!(a_range_from_the_end_on_is_empty: RANGES, Files),
+    case!(a_range_beyond_the_end_is_an_error: RANGES, Files),
+    case!(the_present_version_is_read: Files),
+    case!(another_version_is_corrupt: Files),
+    case!(writing_changes_the_version: WRITE),
+];
+
+async fn a_range_is_exactly_its_bytes(context: Context) -> anyhow::Result<()> {
+    let content = content(2_500_000);
+    let url = context.put("file", content.clone()).await?;
+    for range in [
+        0..1,
+        0..2_500_000,
+        1..2,
+        999_999..1_000_001,
+        2_499_999..2_500_000,
+        5..5,
+    ] {
+        let read = context.read(&url, range.clone()).await;
+        let read = read.with_context(|| format!("{range:?}"))?;
+        let expected = &content[range.start as usize..range.end as usize];
+        ensure!(
+            read == expected,
+            "{range:?}: {} bytes, other ones",
+            read.len()
+        );
+    }
+    for start in [1, 2_499_999] {
+        let read = context.read(&url, ByteRange::from(start)).await?;
+        ensure!(
+            read == content[start as usize..],
+            "{start}..: {} bytes",
+            read.len()
+        );
+    }
+    Ok(())
+}
+
+async fn a_range_from_the_end_on_is_empty(context: Context) -> anyhow::Result<()> {
+    let url = context.put("file", &b"12345"[..]).await?;
+    ensure!(context.read(&url, ByteRange::from(5)).await?.is_empty());
+    let empty = context.put("empty", Bytes::new()).await?;
+    ensure!(context.read(&empty, ByteRange::FULL).await?.is_empty());
+    Ok(())
+}
+
+async fn a_range_beyond_the_end_is_an_error(context: Context) -> anyhow::Result<()> {
+    let url = context.put("file", &b"12345"[..]).await?;
+    for range in [3..6, 5..6, 7..9] {
+        let read = context.read(&url, range.clone()).await;
+        ensure!(read.is_err(), "{range:?} of 5 bytes: {read:?}");
+    }
+    Ok(())
+}
+
+async fn the_present_version_is_read(context: Context) -> anyhow::Result<()> {
+    let url = context.put("file", &b"12345"[..]).await?;
+    let Some(version) = context.file_info(&url).await?.version else {
+        bail!(Skip("its files have no versions"));
+    };
+    let read = context
+        .storage()
+        .read(&url, ByteRange::FULL, Some(&version));
+    ensure!(read_all(read.await?).await? == b"12345");
+    Ok(())
+}
+
+async fn another_version_is_corrupt(context: Context) -> anyhow::Result<()> {
+    let url = context.put("file", &b"12345"[..]).await?;
+    let Some(version) = context.file_info(&url).await?.version else {
+        bail!(Skip("its files have no versions"));
+    };
+    context.put("file", &b"1234567"[..]).await?;
+    for range in [ByteRange::FULL, ByteRange::from(2), (1..4).into()] {
+        let read = match context.storage().read(&url, range, Some(&version)).await {
+            Ok(stream) => read_all(stream).await,
+            Err(error) => Err(error),
+        };
+        refused(read, "reading another version", &[ErrorKind::Corrupt])?;
+    }
+    Ok(())
+}
+
+async fn writing_changes_the_version(context: Context) -> anyhow::Result<()> {
+    let url = context.put("file", &b"one"[..]).await?;
+    let one = context.file_info(&url).await?.version;
+    context.put("file", &b"two"[..]).await?;
+    let two = context.file_info(&url).await?.version;
+    ensure!(
+        one.is_none() == two.is_none(),
+        "it has a version now and then"
+    );
+    ensure!(one.is_none() || one != two, "both have the version {one:?}");
+    Ok(())
+}
