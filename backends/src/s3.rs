@@ -27,9 +27,10 @@
 //!
 //! # Directories
 //!
-//! A directory is whatever keys have in common up to a `/`. It is there as long as a key is in
-//! it. An empty one is an empty object whose key ends with `/`, as consoles make them.
-//! An object and a directory of the same name can be there both; the address means the object.
+//! A directory is whatever keys have in common up to a `/`. It is there as long as a key is in it,
+//! so empty ones cannot be made. Those that consoles make, which are empty objects whose keys end
+//! with `/`, are shown as directories, and removed. An object and a directory of the same name
+//! can be there both; the address means the object.
 //!
 //! # Uploads
 //!
@@ -83,7 +84,6 @@ use tesk_core::storage::{
 use self::address::Address;
 use self::bucket::{Bucket, Buckets};
 pub use self::options::{Checksum as UploadChecksum, Encryption, Options};
-use self::reply::quoted;
 use self::settings::Settings;
 use self::transport::failure;
 
@@ -209,7 +209,7 @@ impl Place {
 fn info(found: &Metadata) -> FileInfo {
     FileInfo {
         size: Some(found.content_length()),
-        version: found.etag().map(|etag| Version(quoted(etag))),
+        version: found.etag().and_then(reply::version),
         checksum: found
             .content_md5()
             .and_then(reply::md5_of_content_md5)
@@ -228,7 +228,6 @@ impl Storage for S3 {
         claims.write = write;
         claims.atomic_write = write;
         claims.parts = write;
-        claims.directories = write;
         claims.remove = write;
         claims.max_file_size = Some(upload::MAX_SIZE);
         claims
@@ -289,8 +288,8 @@ impl Storage for S3 {
             Err(error) => return refused(&place, range, version, place.failure(&error)).await,
         };
         // Not every server knows the condition, but every one tells what it sends.
-        let found = found.etag().map(quoted);
-        if version.is_some_and(|wanted| Some(&wanted.0) != found.as_ref()) {
+        let found = found.etag().and_then(reply::version);
+        if version.is_some() && found.as_ref() != version {
             return Err(place.changed());
         }
         Ok(exactly(place, stream, size))
@@ -310,15 +309,6 @@ impl Storage for S3 {
         let place = self.writable(url, "writing")?;
         let key = place.address.file(url)?.to_owned();
         upload::begin(place.bucket, url, key, size).await
-    }
-
-    async fn make_directory(&self, url: &StorageUrl) -> Result<()> {
-        let place = self.writable(url, "making directories")?;
-        match place.kind().await? {
-            Some(EntryKind::Directory) => Ok(()),
-            Some(EntryKind::File(_)) => Err(place.invalid("there is a file of that name")),
-            None => upload::mark_directory(&place.bucket, url, &place.address.prefix()).await,
-        }
     }
 
     async fn remove(&self, url: &StorageUrl) -> Result<()> {

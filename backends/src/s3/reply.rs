@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::header::{ETAG, HeaderMap, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
-use tesk_core::storage::{Error, ErrorKind, StorageUrl};
+use tesk_core::storage::{Error, ErrorKind, StorageUrl, Version};
 
 /// How much of a refusal is read.
 pub(super) const MAX_REFUSAL: usize = 64 << 10;
@@ -193,9 +193,11 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     }
 }
 
-/// An entity tag in the one form that is compared: some servers leave out the quotes.
-pub(super) fn quoted(etag: &str) -> String {
-    format!("\"{}\"", etag.trim_matches('"'))
+/// An entity tag as the mark of a version, in the one form that is compared: some servers leave
+/// out the quotes. A weak one marks none.
+pub(super) fn version(etag: &str) -> Option<Version> {
+    let bare = etag.trim_matches('"');
+    (!bare.is_empty() && !bare.starts_with("W/")).then(|| Version(format!("\"{bare}\"")))
 }
 
 /// The MD5 of an object, where its entity tag is one: not of uploads in parts, and not where it

@@ -21,7 +21,7 @@ use tesk_core::storage::{
 
 use super::bucket::{Body, Bucket, Call, header};
 use super::options;
-use super::reply::{self, quoted};
+use super::reply;
 
 /// The size of a part where it need not be larger, and the largest object that is sent whole.
 const PART: u64 = 8 << 20;
@@ -67,20 +67,6 @@ pub(super) async fn begin(
     Ok(Box::new(parts))
 }
 
-/// Writes the empty object that stands for a directory.
-pub(super) async fn mark_directory(bucket: &Bucket, url: &StorageUrl, key: &str) -> Result<()> {
-    let mut headers = bucket.settings.object_headers();
-    let body = checked(bucket, url, &mut headers, Bytes::new());
-    let call = Call {
-        method: Method::PUT,
-        key,
-        query: &[],
-        headers,
-        body: body.0,
-    };
-    bucket.call(url, call).await.map(drop)
-}
-
 /// What is written where.
 #[derive(Clone, Debug)]
 struct Target {
@@ -112,7 +98,7 @@ impl Target {
                     Ok(all)
                 })
                 .await?;
-            checked(&self.bucket, &self.url, &mut headers, bytes.into())
+            checked(&self.bucket, &mut headers, bytes.into())
         } else {
             (Body::Stream(stream, size), None)
         };
@@ -130,9 +116,7 @@ impl Target {
     fn written(&self, etag: &str, md5: Option<[u8; 16]>) -> Written {
         Written {
             size: self.size,
-            version: Some(etag)
-                .filter(|etag| !etag.is_empty())
-                .map(|etag| Version(quoted(etag))),
+            version: reply::version(etag),
             checksum: md5.map(Checksum::Md5),
         }
     }
@@ -143,12 +127,7 @@ impl Target {
 }
 
 /// Adds the checksum of the whole body to the headers, if the settings want one.
-fn checked(
-    bucket: &Bucket,
-    _url: &StorageUrl,
-    headers: &mut HeaderMap,
-    bytes: Bytes,
-) -> (Body, Option<String>) {
+fn checked(bucket: &Bucket, headers: &mut HeaderMap, bytes: Bytes) -> (Body, Option<String>) {
     let mut sent = None;
     match bucket.settings.checksum {
         None => {}
@@ -292,23 +271,29 @@ impl Parts {
 
     /// The entity tag that the object has if it is made of these parts, on servers that compute
     /// it as AWS does.
-    fn expected_etag(&self) -> Option<String> {
+    fn expected_version(&self) -> Option<Version> {
         let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = Md5::new();
         for part in sent.values() {
             all.update(reply::unhex(part.etag.trim_matches('"'))?);
         }
         let sum: String = all.finalize().iter().map(|b| format!("{b:02x}")).collect();
-        Some(format!("\"{sum}-{}\"", sent.len()))
+        reply::version(&format!("{sum}-{}", sent.len()))
     }
 
     /// Whether the object is there as this upload makes it: the answer to a request that ended it
     /// may have been lost.
     async fn is_there(&self) -> Option<String> {
-        let expected = self.expected_etag()?;
-        let found = self.target.bucket.operator.stat(&self.target.key).await;
-        let found = quoted(found.ok()?.etag()?);
-        (found == expected).then_some(found)
+        let expected = self.expected_version()?;
+        let found = self
+            .target
+            .bucket
+            .operator
+            .stat(&self.target.key)
+            .await
+            .ok()?;
+        let found = reply::version(found.etag()?)?;
+        (found == expected).then_some(found.0)
     }
 }
 
