@@ -244,6 +244,9 @@ impl Storage for S3 {
         let prefix = place.address.prefix();
         let mut lister = place.lister(None).await?;
         let first = lister.next().await;
+        if let Some(Err(error)) = &first {
+            return Err(place.failure(error));
+        }
         if first.is_none() && !prefix.is_empty() {
             return Err(match place.object().await? {
                 Some(_) => place.invalid("is a file, but a directory is expected"),
@@ -292,7 +295,7 @@ impl Storage for S3 {
         if version.is_some() && found.as_ref() != version {
             return Err(place.changed());
         }
-        Ok(exactly(place, stream, size))
+        Ok(bytes_of(place, stream))
     }
 
     /// In parts, as core drives them, one after the other.
@@ -399,31 +402,21 @@ async fn refused(
     }
 }
 
-/// The bytes of an opened object, of which there must be `size`, if that is known. Of the whole
-/// object the transport knows.
-fn exactly(place: Place, stream: BufferStream, size: Option<u64>) -> ByteStream {
-    let mut left = size;
-    let broken = move |place: &Place, what: &str| {
-        let message = format!("the object {what} than what was asked for");
-        Error::new(ErrorKind::Corrupt, &place.url, message)
-    };
-    let end = stream::once(std::future::ready(None));
-    let chunks = stream.map(Some).chain(end).flat_map(move |chunk| {
-        let result = match chunk {
-            Some(Ok(chunk)) => {
-                let more = left.is_some_and(|left| chunk.len() as u64 > left);
-                left = left.map(|left| left.saturating_sub(chunk.len() as u64));
-                if more {
-                    vec![Err(broken(&place, "is longer"))]
-                } else {
-                    Iterator::map(chunk, Ok).collect()
+/// The bytes of an opened object. OpenDAL counts them, against the range that was asked for and
+/// what the server said it sends.
+fn bytes_of(place: Place, stream: BufferStream) -> ByteStream {
+    let chunks = stream.flat_map(move |buffer| {
+        let chunks: Vec<_> = match buffer {
+            Ok(buffer) => Iterator::map(buffer, Ok).collect(),
+            Err(error) => vec![Err(match place.failure(&error) {
+                error if error.kind() == ErrorKind::Other => {
+                    let message = "it is shorter or longer than what was asked for";
+                    Error::new(ErrorKind::Corrupt, &place.url, message)
                 }
-            }
-            Some(Err(error)) => vec![Err(place.failure(&error))],
-            None if left.is_some_and(|left| left > 0) => vec![Err(broken(&place, "is shorter"))],
-            None => Vec::new(),
+                error => error,
+            })],
         };
-        stream::iter(result)
+        stream::iter(chunks)
     });
     chunks.boxed()
 }

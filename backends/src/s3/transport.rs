@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, RANGE};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, RANGE};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use opendal::raw::oio::ReadStream as _;
 use opendal::{Buffer, HttpBody, HttpTransport};
@@ -101,7 +101,7 @@ impl HttpTransport for Transport {
             return self.inner.fetch(request).await;
         }
         let is_head = request.method() == Method::HEAD;
-        let ranged = request.headers().contains_key(RANGE);
+        let range = request.headers().get(RANGE).cloned();
         let (mut parts, mut body) = self.inner.fetch(request).await?.into_parts();
         if !parts.status.is_success() {
             let mut text = Vec::new();
@@ -116,7 +116,10 @@ impl HttpTransport for Transport {
             let refusal = Refusal::new(parts.status, &parts.headers, &text);
             return Err(failed("refused").set_source(refusal));
         }
-        if ranged && parts.status != StatusCode::PARTIAL_CONTENT {
+        if let Some(range) = range
+            && (parts.status != StatusCode::PARTIAL_CONTENT
+                || start(&range, "bytes=") != start_of(&parts.headers))
+        {
             return Err(failed("ignored").set_source(RangeIgnored));
         }
         // OpenDAL passes on this header, but not those that tell whether the tag is an MD5.
@@ -134,11 +137,21 @@ impl HttpTransport for Transport {
     }
 }
 
+/// Where a range begins, in the words of a request or a reply.
+fn start(range: &HeaderValue, unit: &str) -> Option<u64> {
+    let (start, _) = range.to_str().ok()?.strip_prefix(unit)?.split_once('-')?;
+    start.parse().ok()
+}
+
+fn start_of(headers: &HeaderMap) -> Option<u64> {
+    start(headers.get(CONTENT_RANGE)?, "bytes ")
+}
+
 fn failed(message: &'static str) -> opendal::Error {
     opendal::Error::new(opendal::ErrorKind::Unexpected, message)
 }
 
-/// The server sent the whole object, but a range of it was asked for.
+/// The server sent something else than the range that was asked for.
 #[derive(Debug, thiserror::Error)]
 #[error("the server does not serve ranges")]
 struct RangeIgnored;
