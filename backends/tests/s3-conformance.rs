@@ -1,5 +1,5 @@
 //! The S3 backend keeps the promises of `Storage`: of a server in this process, or of the one
-//! that `TESK_S3_ENDPOINT` names, with the bucket `TESK_S3_BUCKET` and the keys of the
+//! at the address `TESK_S3_ENDPOINT` (`127.0.0.1:9000`), with the bucket `TESK_S3_BUCKET` and the keys of the
 //! environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`).
 
 use std::net::SocketAddr;
@@ -48,24 +48,14 @@ fn main() -> ExitCode {
     };
     storage::main(async || {
         let variable = |name| std::env::var(name).ok();
-        let (address, bucket, id, secret) = match variable("TESK_S3_ENDPOINT") {
-            Some(endpoint) => {
-                let address = endpoint
-                    .trim_start_matches("http://")
-                    .parse::<SocketAddr>()?;
-                let key = |name| variable(name).unwrap_or_default();
-                let bucket = variable("TESK_S3_BUCKET").unwrap_or_else(|| BUCKET.into());
-                (
-                    address,
-                    bucket,
-                    key("AWS_ACCESS_KEY_ID"),
-                    key("AWS_SECRET_ACCESS_KEY"),
-                )
-            }
-            None => {
-                let server = S3Server::start().await;
-                (server.address, BUCKET.into(), ID.into(), SECRET.into())
-            }
+        let (address, bucket, id, secret) = if let Some(endpoint) = variable("TESK_S3_ENDPOINT") {
+            let key = |name| variable(name).unwrap_or_default();
+            let bucket = variable("TESK_S3_BUCKET").unwrap_or_else(|| BUCKET.into());
+            let (id, secret) = (key("AWS_ACCESS_KEY_ID"), key("AWS_SECRET_ACCESS_KEY"));
+            (endpoint.parse::<SocketAddr>()?, bucket, id, secret)
+        } else {
+            let server = S3Server::start().await;
+            (server.address, BUCKET.into(), ID.into(), SECRET.into())
         };
         let endpoint = format!("http://{address}");
         let right = keys(&directory, &id, &secret)?;

@@ -1,4 +1,5 @@
 //! The S3 backend behind the transfer engine, against a server in this process.
+#![allow(clippy::unwrap_used)]
 
 #[path = "support/s3_server.rs"]
 mod s3_server;

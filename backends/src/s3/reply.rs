@@ -216,14 +216,9 @@ pub(super) fn md5(headers: &HeaderMap) -> Option<[u8; 16]> {
 
 /// 32 hexadecimal digits as bytes.
 pub(super) fn unhex(text: &str) -> Option<[u8; 16]> {
-    let mut bytes = [0; 16];
-    if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(bytes)
+    let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let number = digits.then(|| u128::from_str_radix(text, 16).ok())?;
+    number.map(u128::to_be_bytes)
 }
 
 /// An MD5 as `Content-MD5` (RFC 1864) has it.

@@ -253,20 +253,18 @@ impl Parts {
             let message = "a part was never sent";
             return Err(self.target.error(ErrorKind::Invalid, message));
         }
-        let mut xml = String::from("<CompleteMultipartUpload>");
-        for (index, part) in &*sent {
+        let parts = sent.iter().map(|(index, part)| {
+            let number = index + 1;
             let etag = quick_xml::escape::escape(&part.etag);
-            xml.push_str(&format!(
-                "<Part><PartNumber>{}</PartNumber><ETag>{etag}</ETag>",
-                index + 1
-            ));
-            if let Some(sum) = &part.checksum {
-                xml.push_str(&format!("<ChecksumSHA256>{sum}</ChecksumSHA256>"));
-            }
-            xml.push_str("</Part>");
-        }
-        xml.push_str("</CompleteMultipartUpload>");
-        Ok(xml)
+            let checksum = part.checksum.as_ref().map_or_else(String::new, |sum| {
+                format!("<ChecksumSHA256>{sum}</ChecksumSHA256>")
+            });
+            format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag>{checksum}</Part>")
+        });
+        let parts = parts.collect::<Vec<_>>().concat();
+        Ok(format!(
+            "<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>"
+        ))
     }
 
     /// The entity tag that the object has if it is made of these parts, on servers that compute
@@ -277,8 +275,8 @@ impl Parts {
         for part in sent.values() {
             all.update(reply::unhex(part.etag.trim_matches('"'))?);
         }
-        let sum: String = all.finalize().iter().map(|b| format!("{b:02x}")).collect();
-        reply::version(&format!("{sum}-{}", sent.len()))
+        let sum = u128::from_be_bytes(all.finalize().into());
+        reply::version(&format!("{sum:032x}-{}", sent.len()))
     }
 
     /// Whether the object is there as this upload makes it: the answer to a request that ended it

@@ -1,6 +1,8 @@
 //! An S3 server in this process: `s3s` speaks the protocol and checks signatures, and what it
 //! serves is a map. Keys are what they are in S3: flat, and any text.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Bound;
@@ -12,6 +14,7 @@ use futures_util::TryStreamExt as _;
 use hyper_util::rt::TokioIo;
 use md5::{Digest as _, Md5};
 use s3s::auth::SimpleAuth;
+#[allow(clippy::wildcard_imports)]
 use s3s::dto::*;
 use s3s::service::S3ServiceBuilder;
 use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
@@ -64,13 +67,13 @@ struct Object {
 
 impl Object {
     fn new(content: Bytes) -> Self {
-        let etag = hex(&Md5::digest(&content));
+        let etag = hex(Md5::digest(&content).into());
         Self { content, etag }
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+fn hex(sum: [u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(sum))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -384,7 +387,7 @@ impl S3 for State {
             content.extend_from_slice(&sent.content);
             sums.update(Md5::digest(&sent.content));
         }
-        let etag = format!("{}-{}", hex(&sums.finalize()), listed.len());
+        let etag = format!("{}-{}", hex(sums.finalize().into()), listed.len());
         let object = Object {
             content: content.into(),
             etag: etag.clone(),
