@@ -39,7 +39,9 @@
 //! request. An upload that fails or is dropped is aborted; one whose program was killed is not,
 //! so give buckets a lifecycle rule that aborts incomplete uploads.
 //!
-//! A part is `max(8 MiB, size / 10000)` large, rounded up to whole MiB. It is read as it is sent.
+//! A small object is read into memory first, and signed with its hash; all of an entry together
+//! take 16 MiB. A part is `max(8 MiB, size / 10000)` large, rounded up to whole MiB, and read as it
+//! is sent.
 //! Core nevertheless counts a part as memory, which it is where `checksum` is set, so that with
 //! the default of 64 MiB for all transfers together as many parts are under way as the last column
 //! tells:

@@ -11,12 +11,16 @@ use opendal::HttpTransporter;
 use opendal_http_transport_reqwest::ReqwestTransport;
 use reqwest::Url;
 use tesk_core::storage::ConfigError;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::bucket::header;
 use super::credentials::{self, Identity};
 use super::options::{Checksum, Encryption, Options};
 use super::transport;
 use crate::secret;
+
+/// Memory for small objects on their way, of which core does not know, in KiB.
+const ROOM: u32 = 16 << 10;
 
 /// What all buckets of an entry share.
 pub(super) struct Settings {
@@ -35,6 +39,7 @@ pub(super) struct Settings {
     encryption: Option<Encryption>,
     kms_key_id: Option<String>,
     storage_class: Option<String>,
+    room: Semaphore,
 }
 
 impl fmt::Debug for Settings {
@@ -99,7 +104,14 @@ impl Settings {
             encryption: options.encryption,
             kms_key_id: options.kms_key_id.clone(),
             storage_class: options.storage_class.clone(),
+            room: Semaphore::new(ROOM as usize),
         })
+    }
+
+    /// Waits until there is room in memory for an object of `size` bytes.
+    pub(super) async fn room(&self, size: u64) -> Option<SemaphorePermit<'_>> {
+        let kib = u32::try_from(size.div_ceil(1 << 10)).unwrap_or(ROOM);
+        self.room.acquire_many(kib.clamp(1, ROOM)).await.ok()
     }
 
     /// Whether the server is that of AWS.

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::stream::TryStreamExt as _;
 use http::Method;
-use http::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderValue};
+use http::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue};
 use md5::{Digest as _, Md5};
 use sha2::Sha256;
 use tesk_core::storage::{
@@ -77,31 +77,13 @@ struct Target {
 }
 
 impl Target {
-    /// Sends the bytes `range` of `source`; the headers of the reply, and the checksum in the
-    /// form in which the end of the upload repeats it.
-    ///
-    /// They are read as the network takes them, so that core sees progress, unless a checksum
-    /// must be sent before them.
+    /// Sends `body` to the key; the headers of the reply.
     async fn put(
         &self,
         query: &[(&str, &str)],
-        mut headers: HeaderMap,
-        source: &Source,
-        range: Range<u64>,
-    ) -> Result<(HeaderMap, Option<String>)> {
-        let size = range.end - range.start;
-        let stream = source.read(range.into()).await?;
-        let (body, checksum) = if self.bucket.settings.checksum.is_some() || size == 0 {
-            let bytes = stream
-                .try_fold(Vec::new(), |mut all, chunk| async move {
-                    all.extend_from_slice(&chunk);
-                    Ok(all)
-                })
-                .await?;
-            checked(&self.bucket, &mut headers, bytes.into())
-        } else {
-            (Body::Stream(stream, size), None)
-        };
+        headers: HeaderMap,
+        body: Body,
+    ) -> Result<HeaderMap> {
         let call = Call {
             method: Method::PUT,
             key: &self.key,
@@ -109,8 +91,7 @@ impl Target {
             headers,
             body,
         };
-        let (reply, _) = self.bucket.call(&self.url, call).await?;
-        Ok((reply, checksum))
+        self.bucket.call(&self.url, call).await.map(|reply| reply.0)
     }
 
     fn written(&self, etag: &str, md5: Option<[u8; 16]>) -> Written {
@@ -126,25 +107,38 @@ impl Target {
     }
 }
 
-/// Adds the checksum of the whole body to the headers, if the settings want one.
-fn checked(bucket: &Bucket, headers: &mut HeaderMap, bytes: Bytes) -> (Body, Option<String>) {
-    let mut sent = None;
-    match bucket.settings.checksum {
-        None => {}
-        Some(options::Checksum::Md5) => {
-            let sum = STANDARD.encode(Md5::digest(&bytes));
-            headers.extend(header("content-md5", &sum));
+/// The bytes `range` of `source`, all in memory.
+async fn collect(source: &Source, range: Range<u64>) -> Result<Bytes> {
+    let mut stream = source.read(range.into()).await?;
+    let mut all = Vec::new();
+    while let Some(chunk) = stream.try_next().await? {
+        all.extend_from_slice(&chunk);
+    }
+    Ok(all.into())
+}
+
+/// The header with a checksum of `bytes`, and the form in which the end of an upload in parts
+/// repeats it.
+fn checked(
+    checksum: options::Checksum,
+    bytes: &[u8],
+) -> (Option<(HeaderName, HeaderValue)>, Option<String>) {
+    match checksum {
+        options::Checksum::Md5 => {
+            let sum = STANDARD.encode(Md5::digest(bytes));
+            (header("content-md5", &sum), None)
         }
-        Some(options::Checksum::Sha256) => {
-            let sum = STANDARD.encode(Sha256::digest(&bytes));
-            headers.extend(header("x-amz-checksum-sha256", &sum));
-            sent = Some(sum);
+        options::Checksum::Sha256 => {
+            let sum = STANDARD.encode(Sha256::digest(bytes));
+            (header("x-amz-checksum-sha256", &sum), Some(sum))
         }
     }
-    (Body::Bytes(bytes), sent)
 }
 
 /// A small object, sent in one request when everything is there.
+///
+/// It is read first, and its hash is signed: some servers take what has come when a connection
+/// breaks for the whole object, if they cannot know better.
 #[derive(Debug)]
 struct Whole {
     target: Target,
@@ -177,11 +171,14 @@ impl Upload for Whole {
             return Err(self.target.error(ErrorKind::Invalid, message));
         };
         let settings = &self.target.bucket.settings;
-        let whole = 0..self.target.size;
-        let (reply, _) = self
-            .target
-            .put(&[], settings.object_headers(), &source, whole)
-            .await?;
+        let _room = settings.room(self.target.size).await;
+        let bytes = collect(&source, 0..self.target.size).await?;
+        let mut headers = settings.object_headers();
+        headers.extend(header("x-amz-content-sha256", &hex(&bytes)));
+        if let Some(checksum) = settings.checksum {
+            headers.extend(checked(checksum, &bytes).0);
+        }
+        let reply = self.target.put(&[], headers, Body::Bytes(bytes)).await?;
         let md5 = reply::md5(&reply).filter(|_| settings.customer_key.is_none());
         Ok(self.target.written(etag(&reply), md5))
     }
@@ -189,6 +186,16 @@ impl Upload for Whole {
     async fn abort(&self) -> Result<()> {
         Ok(())
     }
+}
+
+/// The SHA-256 of `bytes` in hexadecimal digits.
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut digits = String::with_capacity(64);
+    for byte in Sha256::digest(bytes) {
+        let _ = write!(digits, "{byte:02x}");
+    }
+    digits
 }
 
 fn etag(headers: &HeaderMap) -> &str {
@@ -310,8 +317,19 @@ impl Upload for Parts {
         let end = self.target.size.min(start + self.part_size());
         let number = (index + 1).to_string();
         let query = [("partNumber", number.as_str()), ("uploadId", &self.id)];
-        let headers = self.target.bucket.settings.content_headers();
-        let (reply, checksum) = self.target.put(&query, headers, source, start..end).await?;
+        let settings = &self.target.bucket.settings;
+        let mut headers = settings.content_headers();
+        let (body, checksum) = if let Some(checksum) = settings.checksum {
+            let bytes = collect(source, start..end).await?;
+            let (header, repeated) = checked(checksum, &bytes);
+            headers.extend(header);
+            (Body::Bytes(bytes), repeated)
+        } else {
+            // Read as the network takes it, so that core sees progress.
+            let stream = source.read((start..end).into()).await?;
+            (Body::Stream(stream, end - start), None)
+        };
+        let reply = self.target.put(&query, headers, body).await?;
         let etag = etag(&reply).to_owned();
         if etag.is_empty() {
             let message = "the server took a part, but did not tell its entity tag";
