@@ -184,6 +184,26 @@ async fn a_cut_in_the_middle_costs_a_part_and_not_the_object() {
 }
 
 #[tokio::test]
+async fn a_server_that_keeps_what_came_never_gets_half_an_object() {
+    let bench = Bench::new().await;
+    bench.server.is(Faith {
+        keeps_what_came: true,
+        ..Faith::default()
+    });
+    let proxy = Proxy::start(bench.server.address).await.unwrap();
+    let storage = storage(&bench.through(proxy.address()));
+    for size in [3 << 20, 20 << 20] {
+        proxy.faults([Fault::CutUploadAfter(1 << 20); 8]);
+        let source = Source::bytes(content(size));
+        let written = storage.write(&url("s3://bucket/file"), &source).await;
+        let error = written.unwrap_err();
+        assert!(error.is_retryable(), "{error}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(bench.server.content("file"), None);
+    }
+}
+
+#[tokio::test]
 async fn an_upload_that_fails_or_is_dropped_leaves_nothing() {
     let bench = Bench::new().await;
     let file = bench.file("out", &content(20 << 20));

@@ -55,6 +55,8 @@ pub(crate) struct Faith {
     pub(crate) ignores_if_match: bool,
     /// Ranges are not known.
     pub(crate) ignores_ranges: bool,
+    /// What has come when a connection breaks is taken for the whole, unless its hash is signed.
+    pub(crate) keeps_what_came: bool,
     /// Objects are encrypted with keys of a key service, and entity tags are no checksums.
     pub(crate) kms: bool,
 }
@@ -186,18 +188,19 @@ impl State {
     }
 }
 
-async fn collect(body: Option<StreamingBlob>) -> S3Result<Bytes> {
+/// What came of a body, and whether that is all of it.
+async fn collect(body: Option<StreamingBlob>) -> (Bytes, bool) {
     let mut all = Vec::new();
     if let Some(mut body) = body {
-        while let Some(chunk) = body
-            .try_next()
-            .await
-            .map_err(|_| s3_error!(IncompleteBody))?
-        {
-            all.extend_from_slice(&chunk);
+        loop {
+            match body.try_next().await {
+                Ok(Some(chunk)) => all.extend_from_slice(&chunk),
+                Ok(None) => break,
+                Err(_) => return (all.into(), false),
+            }
         }
     }
-    Ok(all.into())
+    (all.into(), true)
 }
 
 #[async_trait::async_trait]
@@ -265,9 +268,14 @@ impl S3 for State {
         request: S3Request<PutObjectInput>,
     ) -> S3Result<S3Response<PutObjectOutput>> {
         self.fault("put")?;
+        let signed = request.headers.get("x-amz-content-sha256");
+        let signed = signed.is_some_and(|hash| hash != "UNSIGNED-PAYLOAD");
         *lock(&self.0.headers) = request.headers;
         let input = request.input;
-        let content = collect(input.body).await?;
+        let (content, whole) = collect(input.body).await;
+        if !whole && (signed || !lock(&self.0.faith).keeps_what_came) {
+            return Err(s3_error!(IncompleteBody));
+        }
         let object = Object::new(content);
         let e_tag = Some(ETag::Strong(object.etag.clone()));
         lock(&self.0.objects).insert((input.bucket, input.key), object);
@@ -348,7 +356,11 @@ impl S3 for State {
         self.fault("part")?;
         *lock(&self.0.headers) = request.headers;
         let input = request.input;
-        let part = Object::new(collect(input.body).await?);
+        let (content, whole) = collect(input.body).await;
+        if !whole && !lock(&self.0.faith).keeps_what_came {
+            return Err(s3_error!(IncompleteBody));
+        }
+        let part = Object::new(content);
         self.0
             .part_bytes
             .fetch_add(part.content.len(), Ordering::Relaxed);
