@@ -15,7 +15,7 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
@@ -72,11 +72,17 @@ impl Factory for PvcFactory {
             .path
             .clone()
             .unwrap_or_else(|| PathBuf::from("/").join(prefix.as_path()));
-        let root = Root::open(&path, Symlinks::Beneath).map_err(|error| {
-            ConfigError(format!("cannot open path `{}`: {error}", path.display()))
-        })?;
+        if !path.is_absolute() {
+            let message = format!("path: `{}` must be absolute", path.display());
+            return Err(ConfigError(message));
+        }
+        // A server reads the same configuration as its filers, and need not have their volumes.
+        if !path.is_dir() {
+            tracing::warn!(path = %path.display(), "no directory of this machine");
+        }
         Ok(Arc::new(Pvc {
-            root: Arc::new(root),
+            root: OnceLock::new(),
+            mounted_at: path,
             prefix,
             read_only: options.read_only,
             durable: options.durable,
@@ -87,7 +93,9 @@ impl Factory for PvcFactory {
 /// One mounted directory.
 #[derive(Debug)]
 pub struct Pvc {
-    root: Arc<Root>,
+    /// Opened when it is first needed.
+    root: OnceLock<Arc<Root>>,
+    mounted_at: PathBuf,
     /// The path of the URLs that mean the root.
     prefix: RelPath,
     read_only: bool,
@@ -95,6 +103,17 @@ pub struct Pvc {
 }
 
 impl Pvc {
+    fn root(&self) -> io::Result<Arc<Root>> {
+        if let Some(root) = self.root.get() {
+            return Ok(root.clone());
+        }
+        let root = Root::open(&self.mounted_at, Symlinks::Beneath).map_err(|error| {
+            let path = self.mounted_at.display();
+            io::Error::new(error.kind(), format!("cannot open `{path}`: {error}"))
+        })?;
+        Ok(self.root.get_or_init(|| Arc::new(root)).clone())
+    }
+
     fn path(&self, url: &StorageUrl) -> Result<RelPath> {
         let path = url.file_path();
         path.and_then(|path| path.strip_prefix(&self.prefix))
@@ -118,7 +137,10 @@ impl Pvc {
         message: &str,
         work: impl FnOnce(&Arc<Root>) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let root = self.root.clone();
+        // Of a volume that is not there, everything would be "not found".
+        let root = self.root().map_err(|e| {
+            Error::new(ErrorKind::Unavailable, url, "its volume is not there").with_source(e)
+        })?;
         tokio::task::spawn_blocking(move || work(&root))
             .await
             .unwrap_or_else(|e| Err(io::Error::other(e)))
@@ -283,7 +305,7 @@ impl Storage for Pvc {
 
     fn local_path(&self, url: &StorageUrl) -> Option<LocalPath> {
         let path = self.path(url).ok()?;
-        let root = self.root.clone();
+        let root = self.root().ok()?;
         Some(LocalPath { root, path })
     }
 }

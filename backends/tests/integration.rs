@@ -1,9 +1,12 @@
 //! The backends behind the transfer engine, as a task meets them.
 //!
-//! - [`http`]: servers that answer oddly, redirect, lie or fall over.
-//! - [`network`]: which servers are reached, and who gets which credentials.
-//! - [`pvc`]: paths and symlinks that want to get out.
-//! - [`large`]: memory.
+//! - `http`: servers that answer oddly, redirect, lie or fall over.
+//! - `network`: which servers are reached, and who gets which credentials.
+//! - `pvc`: paths and symlinks that want to get out.
+//! - `tls`: certificates.
+//! - `large`: memory.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
 #[path = "support/server.rs"]
 mod server;
@@ -16,6 +19,8 @@ mod large;
 mod network;
 #[path = "integration/pvc.rs"]
 mod pvc;
+#[path = "integration/tls.rs"]
+mod tls;
 
 use std::sync::Arc;
 

@@ -1,8 +1,10 @@
 //! Conformance suites for the traits of `tesk-core`, as a library that a plugin's own tests run.
 //!
 //! - [`storage`]: what [`Storage`](tesk_core::storage::Storage) promises.
+//! - [`store`]: what [`TaskStore`](tesk_core::scheduler::TaskStore) promises.
 //! - [`proxy`]: a TCP proxy that cuts, stalls, slows and refuses, for these suites and for tests
 //!   of any client.
 
 pub mod proxy;
 pub mod storage;
+pub mod store;

@@ -49,7 +49,7 @@ pub use cases::{CASES, Case, Need};
 pub use context::Context;
 
 /// How long one case may take.
-const TIMEOUT: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_mins(2);
 
 type Seed = Arc<dyn Fn(StorageUrl, Bytes) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;
 type Through =

@@ -1,11 +1,170 @@
 //! Reading TOML with errors that a person can act on.
+//!
+//! [`parse`] reads a file, [`override_from_env`] puts the environment over it, and
+//! [`ByteSize`] and [`Span`] are sizes and durations as people write them.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Reads `text` (from `origin`, a file name for messages) as a `T`. An error names the line,
-/// and for an unknown key suggests the nearest one that exists.
+/// Reads `text` (from `origin`, a file name for messages) as a `T`. An error names line and
+/// section, and for an unknown key suggests the nearest one that exists.
 pub fn parse<T: DeserializeOwned>(origin: &str, text: &str) -> Result<T, String> {
-    toml::from_str(text).map_err(|error| explain(origin, &error.to_string()))
+    toml::from_str(text).map_err(|error| {
+        let message = explain(origin, &error.to_string());
+        match error.span().and_then(|span| section(text, span.start)) {
+            Some(section) => format!("{message}\nin section {section}"),
+            None => message,
+        }
+    })
+}
+
+/// The header of the section that the byte `at` of `text` lies in, as written: `[server]`.
+fn section(text: &str, at: usize) -> Option<&str> {
+    let line_end = text.get(at..)?.find('\n').map_or(text.len(), |i| at + i);
+    text.get(..line_end)?
+        .lines()
+        .rev()
+        .map(str::trim)
+        .find(|line| line.starts_with('['))
+        .map(|line| line.split('#').next().unwrap_or(line).trim_end())
+}
+
+/// A number of bytes: `4096`, `"64 KiB"`, `"16MiB"`, `"2 GB"` (decimal units too).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+/// A length of time: `"500ms"`, `"30s"`, `"5m"`, `"24h"`, `"30d"`; a bare number is seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+const SIZES: [(&str, u64); 9] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("TB", 1_000_000_000_000),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("kB", 1_000),
+    ("B", 1),
+];
+
+const SPANS: [(&str, u64); 5] = [
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1_000),
+    ("ms", 1),
+];
+
+/// Splits `30 s` into number and factor; a bare number has the factor `bare`.
+fn quantity(text: &str, units: &[(&str, u64)], bare: u64) -> Option<u64> {
+    let text = text.trim();
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = (text[..end].parse::<u64>().ok()?, text[end..].trim());
+    let factor = match unit {
+        "" => bare,
+        unit => {
+            units
+                .iter()
+                .find(|(name, _)| name.eq_ignore_ascii_case(unit))?
+                .1
+        }
+    };
+    number.checked_mul(factor)
+}
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        quantity(text, &SIZES, 1)
+            .map(Self)
+            .ok_or_else(|| format!("`{text}` is not a size such as \"16MiB\""))
+    }
+}
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        quantity(text, &SPANS, 1_000)
+            .map(|millis| Self(Duration::from_millis(millis)))
+            .ok_or_else(|| format!("`{text}` is not a duration such as \"30s\" or \"24h\""))
+    }
+}
+
+/// The largest unit that leaves no remainder.
+fn show(f: &mut fmt::Formatter<'_>, value: u64, units: &[(&str, u64)]) -> fmt::Result {
+    let exact = |(_, factor): &&(&str, u64)| value >= *factor && value.is_multiple_of(*factor);
+    match units.iter().find(exact) {
+        Some((unit, factor)) => write!(f, "{}{unit}", value / factor),
+        None => write!(f, "{value}{}", units.last().map_or("", |(unit, _)| unit)),
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(f, self.0, &SIZES)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(
+            f,
+            u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX),
+            &SPANS,
+        )
+    }
+}
+
+/// A TOML integer or text.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a number or a text with a unit")]
+enum Quantity {
+    Number(u64),
+    Text(String),
+}
+
+impl Quantity {
+    fn read<T: FromStr<Err = String>, E: de::Error>(self) -> Result<T, E> {
+        match self {
+            Self::Number(number) => number.to_string().parse(),
+            Self::Text(text) => text.parse(),
+        }
+        .map_err(E::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Quantity::deserialize(deserializer)?.read()
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Quantity::deserialize(deserializer)?.read()
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// Overrides keys of `table` by environment variables: `TESK_SERVER__LISTEN=…` sets
@@ -89,6 +248,37 @@ mod tests {
         assert!(error.starts_with("tesk.toml: "), "{error}");
         assert!(error.contains("line 1"), "{error}");
         assert!(error.contains("did you mean `listen`?"), "{error}");
+    }
+
+    #[test]
+    fn an_error_names_the_section_it_is_in() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "only its names matter")]
+        struct Whole {
+            server: Server,
+        }
+        let text = "# a comment\n[server] # the server\nlisten = \"x\"\ndatta = \"y\"\n";
+        let error = parse::<Whole>("tesk.toml", text).unwrap_err();
+        assert!(error.contains("in section [server]"), "{error}");
+        assert!(error.contains("did you mean `data`?"), "{error}");
+    }
+
+    #[test]
+    fn sizes_and_spans_read_what_people_write_and_show_it_again() {
+        for (text, bytes) in [("4096", 4096), ("16MiB", 16 << 20), ("2 gb", 2_000_000_000)] {
+            assert_eq!(text.parse::<ByteSize>().unwrap().0, bytes);
+        }
+        for (text, seconds) in [("30", 30), ("30s", 30), ("5m", 300), ("24 h", 86_400)] {
+            assert_eq!(text.parse::<Span>().unwrap().0.as_secs(), seconds);
+        }
+        assert_eq!("500ms".parse::<Span>().unwrap().to_string(), "500ms");
+        assert_eq!("86400s".parse::<Span>().unwrap().to_string(), "1d");
+        assert_eq!("16384KiB".parse::<ByteSize>().unwrap().to_string(), "16MiB");
+        assert_eq!(ByteSize(0).to_string(), "0B");
+        for wrong in ["", "x", "5 parsecs", "-1", "99999999999d"] {
+            assert!(wrong.parse::<Span>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

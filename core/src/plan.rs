@@ -6,15 +6,27 @@
 //! # Scratch
 //!
 //! Scratch mirrors container paths: the file that executors see at `/work/a` lies at `work/a`
-//! below the scratch root. [`Plan::mounts`] says which parts of it executors see, and where.
+//! below the scratch root. [`Plan::mounts`] says which parts of it executors see, and where:
+//!
+//! - `/tmp`, every volume, and every DIRECTORY input or output;
+//! - the directory of each FILE input and output, unless it belongs to the image (see
+//!   [`paths`]). There an input is mounted as a single file, and an output is collected from
+//!   the container ([`PlannedOutput::collected_at`]);
+//! - each file that a stream is redirected to, alone, unless one of these directories has it.
+//!
+//! Mounts inside others are merged into those. Above [`mounts::WANTED`] of them neighbours are
+//! replaced by their deepest common ancestor, as long as that does not belong to the image.
 
+mod build;
 pub mod glob;
+pub mod mounts;
+pub mod paths;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::tes::{FileType, Task, UrlSecrets};
+use crate::tes::FileType;
 
 /// The version of the plan's JSON; a reader refuses others.
 pub const VERSION: u32 = 1;
@@ -34,9 +46,10 @@ pub struct Plan {
     pub outputs: Vec<PlannedOutput>,
     /// What executors see of scratch. No mount lies inside another, and none is twice.
     pub mounts: Vec<Mount>,
-    /// Absolute container paths of directories that exist, writable, before the first executor:
-    /// volumes, parents of outputs, working directories and parents of redirected streams, as
-    /// far as they lie in scratch. Parents come before children.
+    /// Absolute container paths of directories that exist in scratch, writable, before the first
+    /// executor: directory mounts, volumes, DIRECTORY inputs and outputs, parents of all other
+    /// files, and working directories as far as a mount has them. Parents come before children,
+    /// but a parent that only leads to a child is not listed.
     pub directories: Vec<String>,
     /// What the attempt needs of a machine.
     pub resources: PlannedResources,
@@ -111,7 +124,9 @@ pub struct PlannedOutput {
     /// What is collected.
     pub from: OutputSource,
     /// For an output that lies outside every mount (its directory belongs to the image): the
-    /// executors' supervisors copy it here, an absolute path in scratch that no mount shows.
+    /// executors' supervisors copy it here, an absolute path in scratch that no mount shows. It
+    /// stands for the file or, for a pattern, for [`Pattern::directory`](glob::Pattern::directory):
+    /// matches are copied with their paths below that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collected_at: Option<String>,
 }
@@ -125,7 +140,7 @@ impl std::fmt::Debug for PlannedOutput {
 }
 
 /// What is collected of an output.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutputSource {
     /// The file at this path (quoting removed).
@@ -173,19 +188,32 @@ pub struct PlannedResources {
     pub preemptible: bool,
     /// Zones.
     pub zones: Vec<String>,
-    /// Supported keys only, in canonical spelling.
+    /// Supported keys only, in lower case.
     pub backend_parameters: BTreeMap<String, String>,
 }
 
 /// Why a valid task has no plan.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct PlanError(pub String);
+#[error("{field}: {msg}")]
+pub struct PlanError {
+    /// The field of the task.
+    pub field: String,
+    /// What is wrong with it.
+    pub msg: String,
+}
 
-impl Plan {
-    /// The plan of a task; `secrets` put back the passwords that its URLs show as `***`.
-    pub fn new(id: &str, task: &Task, secrets: &UrlSecrets) -> Result<Self, PlanError> {
-        let _ = (id, task, secrets);
-        todo!()
+/// The name under which a match of a pattern is delivered: below the output's url, which is a
+/// directory. It is the match without `prefix` and without leading slashes, for
+/// [`StorageUrl::join`](crate::storage::StorageUrl::join). A match that is nothing but the prefix keeps its own name.
+pub fn delivered_name<'a>(matched: &'a str, prefix: &str) -> &'a str {
+    let rest = matched.strip_prefix(prefix).unwrap_or(matched);
+    let name = rest.trim_start_matches('/');
+    if name.is_empty() {
+        matched.rsplit('/').next().unwrap_or(matched)
+    } else {
+        name
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,19 +4,27 @@
 //! - [`store`]: the trait [`TaskStore`].
 //! - [`compute`]: the trait [`Compute`].
 //! - [`reconcile`]: the pure decision: record, what is observed, and the time, to actions.
-//! - [`run`]: the loop that applies them.
+//! - [`run`]: the loop that applies them, over `step` (one task, once) and `queue` (whose
+//!   turn it is).
+//! - [`cancel()`]: what a client's cancel does to a record.
 //!
 //! Every action is idempotent under a deterministic name, and results are written **before**
 //! what they came from is removed: a crash between any two steps loses nothing. An attempt
 //! runs at most once.
 
+mod cancel;
 pub mod compute;
+mod queue;
 pub mod reconcile;
 pub mod record;
 pub mod run;
+#[cfg(test)]
+mod simulation;
+mod step;
 pub mod store;
 
+pub use cancel::cancel;
 pub use compute::{AttemptId, Compute, Observed, Progress, Refusal, Report};
 pub use record::{Head, Owner, Record, TaskId};
-pub use run::{Scheduler, Settings};
+pub use run::{Capacity, Scheduler, Settings};
 pub use store::{Created, NewTask, Page, Query, StoreError, TaskStore, Update};

@@ -1,56 +1,98 @@
 //! Puts a plan's inputs in place and collects its outputs.
-use std::sync::Arc;
+//!
+//! - [`prepare`] and [`inputs`] before the first executor, [`outputs`] after the last, and
+//!   [`verdict`] on the whole.
+//! - [`release`] and [`collect`] inside an executor's container, for what others could not
+//!   read or see.
+//! - `tree`: scratch through the task's eyes: which symlinks count, and which do not.
+//! - `find`: what a declared output means in such a tree.
 
-use crate::plan::Plan;
-use crate::rooted::Root;
+mod deliver;
+mod find;
+mod place;
+pub mod report;
+mod supervised;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::io;
+
+pub use self::deliver::outputs;
+pub use self::place::{inputs, prepare};
+pub use self::supervised::{collect, release};
 use crate::scheduler::compute::Outcome;
+use crate::storage;
 use crate::tes::OutputFileLog;
-use crate::transfer::Engine;
 
-/// An input that is not in place.
+/// An input that is not in place, or an output that is not delivered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// Names the input and its URL (credentials hidden), and says why.
+    /// Names the input or output and its URL (credentials hidden), and says why.
     pub message: String,
     /// Whether another attempt may succeed.
     pub retryable: bool,
 }
 
+impl Failure {
+    fn definite(message: String) -> Self {
+        Self {
+            message,
+            retryable: false,
+        }
+    }
+
+    /// Of a storage, at `what`.
+    fn of_storage(what: &str, error: &storage::Error) -> Self {
+        Self {
+            message: format!("{what}: {error}"),
+            retryable: error.is_retryable(),
+        }
+    }
+
+    /// Of scratch, at `what`. A full or misused scratch is the task's own doing; else it is the
+    /// machine that has trouble.
+    fn of_scratch(what: &str, error: &io::Error) -> Self {
+        use io::ErrorKind as Kind;
+        let own_doing = matches!(
+            error.kind(),
+            Kind::StorageFull
+                | Kind::QuotaExceeded
+                | Kind::FileTooLarge
+                | Kind::NotADirectory
+                | Kind::IsADirectory
+                | Kind::AlreadyExists
+                | Kind::InvalidFilename
+        );
+        Self {
+            message: format!("{what}: {error}"),
+            retryable: !own_doing,
+        }
+    }
+}
+
 /// What became of the outputs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Delivered {
-    /// One for each delivered file.
+    /// One for each delivered file, sorted by path.
     pub outputs: Vec<OutputFileLog>,
-    /// Lines for the system log: unmatched patterns, refused symlinks.
+    /// Lines for the system log: unmatched patterns, refused symlinks. Bounded.
     pub notes: Vec<String>,
-    /// Outputs that are missing or could not be delivered.
+    /// Outputs that are missing or could not be delivered. Bounded.
     pub failures: Vec<Failure>,
 }
 
-/// Makes the plan's directories in scratch, and placeholders for its single-file mounts, all
-/// usable by any user.
-pub fn prepare(plan: &Plan, scratch: &Root) -> Result<(), Failure> {
-    let _ = (plan, scratch);
-    todo!()
-}
-
-/// Puts every input in place, in parallel where order does not matter. The first failure ends
-/// the rest.
-pub async fn inputs(plan: &Plan, scratch: &Arc<Root>, engine: &Engine) -> Result<(), Failure> {
-    let _ = (plan, scratch, engine);
-    todo!()
-}
-
-/// Collects and delivers every output; one failure does not stop the others.
-pub async fn outputs(plan: &Plan, scratch: &Arc<Root>, engine: &Engine) -> Delivered {
-    let _ = (plan, scratch, engine);
-    todo!()
-}
-
 /// The verdict on an attempt whose executors have ended, in the words of TES: an executor
-/// failure stays EXECUTOR_ERROR whatever the outputs did.
+/// failure stays `EXECUTOR_ERROR` whatever the outputs did.
 pub fn verdict(executor_failed: bool, delivered: &Delivered) -> Outcome {
-    let _ = (executor_failed, delivered);
-    todo!()
+    if executor_failed {
+        Outcome::ExecutorError
+    } else if delivered.failures.is_empty() {
+        Outcome::Complete
+    } else if delivered.failures.iter().all(|failure| failure.retryable) {
+        Outcome::Retry
+    } else {
+        Outcome::SystemError
+    }
 }

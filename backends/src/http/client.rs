@@ -251,17 +251,17 @@ pub(super) fn failure(url: &StorageUrl, error: reqwest::Error) -> Error {
         if let Some(why) = inner.downcast_ref::<Refused>() {
             return refused(url, why.to_string());
         }
-        let tls = inner
-            .downcast_ref::<std::io::Error>()
-            .and_then(|e| e.get_ref());
-        if let Some(tls @ rustls::Error::InvalidCertificate(_)) = tls
-            .and_then(|e| e.downcast_ref())
-            .or_else(|| inner.downcast_ref())
-        {
+        if let Some(tls @ rustls::Error::InvalidCertificate(_)) = inner.downcast_ref() {
             let message = format!("the server's certificate is not trusted: {tls}");
             return Error::new(ErrorKind::Unavailable, url, message).with_retryable(false);
         }
-        cause = inner.source();
+        // What is in an I/O error is not its source but the error itself.
+        let io = inner
+            .downcast_ref::<std::io::Error>()
+            .and_then(|io| io.get_ref());
+        cause = io
+            .map(|inner| inner as &dyn std::error::Error)
+            .or_else(|| inner.source());
     }
     Error::new(kind, url, message).with_source(error)
 }

@@ -116,7 +116,7 @@ async fn a_length_that_contradicts_itself_is_no_file() {
             bench
                 .local("")
                 .root
-                .read_dir(&Default::default())
+                .read_dir(&tesk_core::rooted::RelPath::default())
                 .unwrap()
                 .is_empty()
         );

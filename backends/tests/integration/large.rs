@@ -40,7 +40,7 @@ async fn work() {
     }
     let server = Server::start().await;
     server.script(|method, _, _| {
-        let chunk = Bytes::from_static(&[7; CHUNK]);
+        let chunk = Bytes::from(vec![7; CHUNK]);
         let chunks = (0..SIZE / CHUNK as u64).map(move |_| Ok::<_, std::io::Error>(chunk.clone()));
         let body = if method == Method::HEAD {
             Body::empty()

@@ -211,11 +211,7 @@ async fn a_file_that_is_not_finished_is_not_listed() {
 #[test]
 fn an_entry_that_cannot_be_used_says_why() {
     for (options, expected) in [
-        (
-            "path = '/no/such/directory'",
-            "cannot open path `/no/such/directory`",
-        ),
-        ("path = '/etc/passwd'", "cannot open path `/etc/passwd`"),
+        ("path = 'mnt'", "path: `mnt` must be absolute"),
         ("readonly = true", "did you mean `read_only`?"),
     ] {
         let config = format!("[[storage]]\ntype = 'pvc'\nprefix = 'file:///data'\n{options}");
@@ -229,4 +225,23 @@ fn an_entry_that_cannot_be_used_says_why() {
             .to_string()
             .contains("one `path` serves one prefix")
     );
+}
+
+#[tokio::test]
+async fn a_volume_that_is_not_there_is_told_when_it_is_needed() {
+    let outside = tempfile::tempdir().unwrap();
+    let path = outside.path().join("later");
+    let bench = Bench::with(&format!(
+        "[[storage]]\ntype = 'pvc'\nprefix = 'file:///data'\npath = '{}'",
+        path.display()
+    ));
+    let error = bench.fetch("/data/file").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(
+        error.to_string().contains("its volume is not there"),
+        "{error}"
+    );
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("file"), "here").unwrap();
+    assert_eq!(bench.fetch("/data/file").await.unwrap(), b"here");
 }

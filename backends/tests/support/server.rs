@@ -4,6 +4,7 @@
     dead_code,
     reason = "two test programs share this, and neither needs all of it"
 )]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

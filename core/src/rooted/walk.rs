@@ -40,12 +40,11 @@ pub struct WalkError {
 pub struct Walk {
     root: Arc<Root>,
     start: RelPath,
-    current: Option<(
-        Directory,
-        Box<dyn Iterator<Item = io::Result<OsString>> + Send>,
-    )>,
+    current: Option<(Directory, Names)>,
     ahead: VecDeque<Directory>,
 }
+
+type Names = Box<dyn Iterator<Item = io::Result<OsString>> + Send>;
 
 #[derive(Clone)]
 struct Directory {

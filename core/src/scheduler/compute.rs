@@ -118,6 +118,26 @@ pub enum Phase {
     },
 }
 
+impl Observed {
+    /// Nothing of it is here.
+    pub fn absent() -> Self {
+        Self {
+            phase: Phase::Absent,
+            started: None,
+            executors: Vec::new(),
+            notes: Vec::new(),
+            progress: None,
+        }
+    }
+}
+
+impl Phase {
+    /// Whether nothing of it runs or will run.
+    pub fn is_over(&self) -> bool {
+        matches!(self, Self::Absent | Self::Finished(_) | Self::Lost { .. })
+    }
+}
+
 /// How an attempt ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::compute::AttemptId;
 use crate::tes::{State, TaskLog, UrlSecrets};
 use crate::time::Timestamp;
 
@@ -116,6 +117,19 @@ pub struct Head {
     pub not_before: Option<Timestamp>,
     /// Grows with each change; compared for equality only.
     pub version: u64,
+}
+
+impl Head {
+    /// The attempt that was reserved and is not concluded; `None` while the task waits for one.
+    ///
+    /// A back-off, even one that is over, is set when an attempt is given up and cleared when
+    /// the next is reserved: that is what tells the two apart.
+    pub fn current_attempt(&self) -> Option<AttemptId> {
+        (self.attempt > 0 && self.not_before.is_none()).then(|| AttemptId {
+            task: self.id.clone(),
+            number: self.attempt,
+        })
+    }
 }
 
 /// A whole record.

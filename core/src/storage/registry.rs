@@ -182,36 +182,17 @@ impl Registry {
     /// one, listing the prefixes that are served; [`ErrorKind::Denied`] for a path that `..`
     /// takes out of its prefix.
     pub fn route(&self, url: &StorageUrl) -> Result<Arc<dyn Storage>> {
-        let path = Path::of(url)?;
-        let host = comparable_host(url);
-        let route = self
-            .routes
-            .iter()
-            .find(|route| route.prefix.matches(url.scheme(), &host, &path.resolved));
-        let written = self
-            .routes
-            .iter()
-            .any(|route| route.prefix.matches(url.scheme(), &host, &path.written));
-        match route {
-            // A server resolves `..` itself, after the prefix has chosen the credentials.
-            Some(route) if path.climbs && url.scheme() != "file" && route.prefix.path.is_some() => {
-                Err(Error::new(
-                    ErrorKind::Denied,
-                    url,
-                    "its path must not have a `..` component",
-                ))
+        let prefixes = self.routes.iter().map(|route| &route.prefix);
+        match Prefix::choose(prefixes, url) {
+            Ok(index) => Ok(self.routes[index].storage.clone()),
+            Err(why) => {
+                let (kind, text) = match why {
+                    Unserved::Unknown => (ErrorKind::Invalid, format!("{why}; {}", self.served())),
+                    Unserved::Nul => (ErrorKind::Invalid, why.to_string()),
+                    Unserved::Climbs | Unserved::ClimbsOut => (ErrorKind::Denied, why.to_string()),
+                };
+                Err(Error::new(kind, url, text))
             }
-            Some(route) => Ok(route.storage.clone()),
-            None if written => Err(Error::new(
-                ErrorKind::Denied,
-                url,
-                "`..` leads out of what is served here",
-            )),
-            None => Err(Error::new(
-                ErrorKind::Invalid,
-                url,
-                format!("is not served here; {}", self.served()),
-            )),
         }
     }
 
@@ -236,9 +217,22 @@ impl Registry {
     }
 }
 
+/// Why no prefix serves an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unserved {
+    #[error("its path has a NUL")]
+    Nul,
+    #[error("its path must not have a `..` component")]
+    Climbs,
+    #[error("`..` leads out of what is served here")]
+    ClimbsOut,
+    #[error("is not served here")]
+    Unknown,
+}
+
 /// A prefix, taken apart for comparison.
 #[derive(Clone, Debug)]
-struct Prefix {
+pub(crate) struct Prefix {
     text: String,
     scheme: String,
     /// `None` is every host.
@@ -254,7 +248,7 @@ impl PartialEq for Prefix {
 }
 
 impl Prefix {
-    fn new(text: &str) -> Result<Self, ConfigError> {
+    pub(crate) fn new(text: &str) -> Result<Self, ConfigError> {
         let refused = |why: &dyn fmt::Display| Err(ConfigError(format!("the prefix {why}")));
         let url: StorageUrl = match text.parse() {
             Ok(url) => url,
@@ -269,7 +263,9 @@ impl Prefix {
         if host.is_empty() && url.scheme() != "file" && !url.path_and_rest().is_empty() {
             return refused(&format_args!("`{text}` has a path but no host"));
         }
-        let path = Path::of(&url).map_err(|e| ConfigError(format!("the prefix {e}")))?;
+        let Some(path) = Path::of(&url) else {
+            return refused(&format_args!("`{text}` has a NUL"));
+        };
         if path.climbs || (!is_object_store(url.scheme()) && url.path() != url.path_and_rest()) {
             return refused(&format_args!("`{url}` must have no `..`, `?` or `#`"));
         }
@@ -285,7 +281,37 @@ impl Prefix {
         })
     }
 
-    fn specificity(&self) -> (bool, usize) {
+    pub(crate) fn scheme(&self) -> &str {
+        &self.scheme
+    }
+
+    /// Which of `prefixes` serves `url`, by index; they come the most specific first.
+    pub(crate) fn choose<'a>(
+        prefixes: impl Iterator<Item = &'a Self> + Clone,
+        url: &StorageUrl,
+    ) -> std::result::Result<usize, Unserved> {
+        let path = Path::of(url).ok_or(Unserved::Nul)?;
+        let host = comparable_host(url);
+        let mut in_order = prefixes.clone().enumerate();
+        let chosen =
+            in_order.find(|(_, prefix)| prefix.matches(url.scheme(), &host, &path.resolved));
+        if let Some((index, prefix)) = chosen {
+            // A server resolves `..` itself, after the prefix has chosen the credentials.
+            if path.climbs && url.scheme() != "file" && prefix.path.is_some() {
+                return Err(Unserved::Climbs);
+            }
+            return Ok(index);
+        }
+        let mut prefixes = prefixes;
+        if prefixes.any(|prefix| prefix.matches(url.scheme(), &host, &path.written)) {
+            Err(Unserved::ClimbsOut)
+        } else {
+            Err(Unserved::Unknown)
+        }
+    }
+
+    /// Greater for a prefix that is to be asked before another.
+    pub(crate) fn specificity(&self) -> (bool, usize) {
         let path = self.path.as_ref().map_or(0, Vec::len);
         (self.host.is_some(), path)
     }
@@ -319,21 +345,20 @@ struct Path {
 }
 
 impl Path {
-    fn of(url: &StorageUrl) -> Result<Self> {
+    /// `None` for a path with a NUL.
+    fn of(url: &StorageUrl) -> Option<Self> {
         let decoded = url.decoded_path();
         let is_up = |component: &[u8]| component == b"..";
         if url.scheme() == "file" {
-            let path = url
-                .file_path()
-                .ok_or_else(|| Error::new(ErrorKind::Invalid, url, "its path has a NUL"))?;
-            return Ok(Self {
+            let path = url.file_path()?;
+            return Some(Self {
                 climbs: decoded.split(|b| *b == b'/').any(is_up),
                 written: decoded,
                 resolved: absolute(&path),
             });
         }
         let path = url.path_and_rest().as_bytes().to_vec();
-        Ok(Self {
+        Some(Self {
             // Keys of object stores are no paths: nobody resolves `..` in them.
             climbs: !is_object_store(url.scheme())
                 && decoded.split(|b| matches!(b, b'/' | b'\\')).any(is_up),
@@ -350,7 +375,7 @@ fn absolute(path: &RelPath) -> Vec<u8> {
     absolute
 }
 
-fn is_object_store(scheme: &str) -> bool {
+pub(crate) fn is_object_store(scheme: &str) -> bool {
     matches!(scheme, "s3" | "gs")
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Serialising writes what the strict side of the API promises: no `null`, integers without
 //! decimals, sizes as strings of digits. Deserialising (derived) reads back what was written
-//! here; what *clients* send goes through [`read`](super::read) instead.
+//! here; what *clients* send goes through [`accept`](super::accept) instead.
 
 use std::collections::BTreeMap;
 
@@ -62,15 +62,16 @@ pub struct Input {
     /// Free text for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// Where the data is. Absent when `content` is given.
+    /// Where the data is. Not used when `content` is not empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// Absolute path inside the executors.
     pub path: String,
     /// Whether `url` is a file or a directory.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", default)]
     pub kind: FileType,
-    /// The file's content itself, instead of a `url`. Shown in the FULL view only.
+    /// The file's content itself, instead of a `url`; if empty, and there is a
+    /// `url`, that counts. Shown in the FULL view only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
     /// A hint that the input is read once, front to back.
@@ -96,7 +97,7 @@ pub struct Output {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path_prefix: Option<String>,
     /// Whether `path` is a file or a directory; not needed with a pattern.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", default)]
     pub kind: FileType,
 }
 
@@ -217,10 +218,7 @@ pub struct OutputFileLog {
     pub size_bytes: u64,
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "the signature serde asks for"
-)]
+#[expect(clippy::ref_option, reason = "the signature serde asks for")]
 fn integral_without_decimals<S: serde::Serializer>(
     value: &Option<f64>,
     serializer: S,

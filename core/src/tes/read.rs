@@ -1,22 +1,363 @@
 //! A client's JSON to a task, forgiving what real clients send.
+//!
+//! Nulls and unknown fields vanish, numbers and booleans may come as strings, some names may
+//! come in camel case. What is then still of a wrong type is collected, all of it.
 
-/// One breach, with the field it is in.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct FieldError {
-    /// The field, with indices as in the client's document: `executors[0].image`.
-    pub field: String,
-    /// What is wrong with it.
-    pub msg: String,
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::rejection::{Faults, Place, Rejection};
+use super::{Executor, FileType, Input, Output, Resources, Task};
+
+/// A document as far as it could be read. Where something is wrong, `faults` says so and the
+/// task holds an empty value.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) task: Task,
+    /// The client's index of each element that is left in the task's lists.
+    pub(super) indices: Indices,
+    pub(super) faults: Faults,
 }
 
-/// Why a document is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Rejection {
-    /// It is not JSON; the text has line and column.
-    #[error("{0}")]
-    Syntax(String),
-    /// It breaks rules: all of them are here.
-    #[error("{}", .0.iter().map(|e| format!("{}: {}", e.field, e.msg)).collect::<Vec<_>>().join("; "))]
-    Invalid(Vec<FieldError>),
+/// Where the elements of a task's lists were before the nulls between them were dropped.
+#[derive(Debug, Default)]
+pub(super) struct Indices {
+    pub(super) inputs: Vec<usize>,
+    pub(super) outputs: Vec<usize>,
+    pub(super) executors: Vec<usize>,
+    pub(super) volumes: Vec<usize>,
+}
+
+/// Names that older clients write in camel case; the first of each pair wins.
+const ALIASES: [(&str, &str); 8] = [
+    ("cpu_cores", "cpuCores"),
+    ("ram_gb", "ramGb"),
+    ("disk_gb", "diskGb"),
+    ("workdir", "workDir"),
+    ("ignore_error", "ignoreError"),
+    ("path_prefix", "pathPrefix"),
+    ("backend_parameters", "backendParameters"),
+    ("backend_parameters_strict", "backendParametersStrict"),
+];
+
+/// Reads a document. An error is one of syntax; nesting beyond 128 levels counts as such.
+pub(super) fn read(body: &[u8]) -> Result<Draft, Rejection> {
+    if body.trim_ascii().is_empty() {
+        return Err(Rejection::Syntax(
+            "a task in JSON is needed, but the body is empty".into(),
+        ));
+    }
+    let value: Value = serde_json::from_slice(body)
+        .map_err(|e| Rejection::Syntax(format!("the body is not valid JSON: {e}")))?;
+    let mut reader = Reader::default();
+    let task = reader.task(value);
+    Ok(Draft {
+        task: task.unwrap_or_default(),
+        indices: reader.indices,
+        faults: reader.faults,
+    })
+}
+
+#[derive(Debug, Default)]
+struct Reader {
+    indices: Indices,
+    faults: Faults,
+}
+
+/// The members of an object that are not null, each taken out as it is read.
+struct Members<'a> {
+    object: Map<String, Value>,
+    at: Place<'a>,
+}
+
+impl Members<'_> {
+    fn read<T>(
+        &mut self,
+        reader: &mut Reader,
+        name: &str,
+        read: impl FnOnce(&mut Reader, Value, Place<'_>) -> Option<T>,
+    ) -> Option<T> {
+        let value = self.object.remove(name).filter(|v| !v.is_null())?;
+        read(reader, value, self.at.member(name))
+    }
+
+    /// A member that must be there; without it the breach is noted.
+    fn required(&mut self, reader: &mut Reader, name: &str) -> String {
+        if self.object.get(name).is_none_or(Value::is_null) {
+            reader.faults.add(self.at.member(name), "missing");
+        }
+        self.read(reader, name, Reader::text).unwrap_or_default()
+    }
+}
+
+impl Reader {
+    fn task(&mut self, value: Value) -> Option<Task> {
+        let mut task = self.members(value, Place::Task)?;
+        let (inputs, inputs_at) =
+            split(task.read(self, "inputs", |r, v, at| r.list(v, at, Reader::input)));
+        let (outputs, outputs_at) =
+            split(task.read(self, "outputs", |r, v, at| r.list(v, at, Reader::output)));
+        let (executors, executors_at) = split(task.read(self, "executors", |r, v, at| {
+            r.list(v, at, Reader::executor)
+        }));
+        let (volumes, volumes_at) =
+            split(task.read(self, "volumes", |r, v, at| r.list(v, at, Reader::text)));
+        self.indices = Indices {
+            inputs: inputs_at,
+            outputs: outputs_at,
+            executors: executors_at,
+            volumes: volumes_at,
+        };
+        Some(Task {
+            name: task.read(self, "name", Reader::text),
+            description: task.read(self, "description", Reader::text),
+            inputs,
+            outputs,
+            resources: task.read(self, "resources", Reader::resources),
+            executors: executors.unwrap_or_default(),
+            volumes,
+            tags: task.read(self, "tags", Reader::words_by_name),
+        })
+    }
+
+    fn input(&mut self, value: Value, at: Place<'_>) -> Option<Input> {
+        let mut input = self.members(value, at)?;
+        let content = input.read(self, "content", Reader::content);
+        let url = if content.as_ref().is_some_and(|c| !c.is_empty()) {
+            // The content wins; whatever the url is, it must not matter.
+            match input.object.remove("url") {
+                Some(Value::String(url)) if !url.is_empty() && !url.contains('\0') => Some(url),
+                _ => None,
+            }
+        } else {
+            input.read(self, "url", Reader::text_or_nothing)
+        };
+        Some(Input {
+            name: input.read(self, "name", Reader::text),
+            description: input.read(self, "description", Reader::text),
+            url,
+            path: input.required(self, "path"),
+            kind: input.read(self, "type", Reader::kind).unwrap_or_default(),
+            content,
+            streamable: input.read(self, "streamable", Reader::boolean),
+        })
+    }
+
+    fn output(&mut self, value: Value, at: Place<'_>) -> Option<Output> {
+        let mut output = self.members(value, at)?;
+        Some(Output {
+            name: output.read(self, "name", Reader::text),
+            description: output.read(self, "description", Reader::text),
+            url: output.required(self, "url"),
+            path: output.required(self, "path"),
+            path_prefix: output.read(self, "path_prefix", Reader::text_or_nothing),
+            kind: output.read(self, "type", Reader::kind).unwrap_or_default(),
+        })
+    }
+
+    fn executor(&mut self, value: Value, at: Place<'_>) -> Option<Executor> {
+        let mut executor = self.members(value, at)?;
+        Some(Executor {
+            image: executor.required(self, "image"),
+            command: executor
+                .read(self, "command", Reader::command)
+                .unwrap_or_default(),
+            workdir: executor.read(self, "workdir", Reader::text_or_nothing),
+            stdin: executor.read(self, "stdin", Reader::text_or_nothing),
+            stdout: executor.read(self, "stdout", Reader::text_or_nothing),
+            stderr: executor.read(self, "stderr", Reader::text_or_nothing),
+            env: executor.read(self, "env", Reader::words_by_name),
+            ignore_error: executor.read(self, "ignore_error", Reader::boolean),
+        })
+    }
+
+    fn resources(&mut self, value: Value, at: Place<'_>) -> Option<Resources> {
+        let mut resources = self.members(value, at)?;
+        Some(Resources {
+            cpu_cores: resources.read(self, "cpu_cores", Reader::integer),
+            preemptible: resources.read(self, "preemptible", Reader::boolean),
+            ram_gb: resources.read(self, "ram_gb", Reader::number),
+            disk_gb: resources.read(self, "disk_gb", Reader::number),
+            zones: resources.read(self, "zones", |r, v, at| match v {
+                Value::String(_) => r.text(v, at).map(|zone| vec![zone]),
+                v => r
+                    .list(v, at, Reader::text)
+                    .map(|zones| split(Some(zones)).0.unwrap_or_default()),
+            }),
+            backend_parameters: resources.read(self, "backend_parameters", Reader::words_by_name),
+            backend_parameters_strict: resources.read(
+                self,
+                "backend_parameters_strict",
+                Reader::boolean,
+            ),
+        })
+    }
+
+    fn members<'a>(&mut self, value: Value, at: Place<'a>) -> Option<Members<'a>> {
+        let Value::Object(mut object) = value else {
+            return self.wrong(at, "an object", &value);
+        };
+        for (name, alias) in ALIASES {
+            if let Some(value) = object.remove(alias)
+                && object.get(name).is_none_or(Value::is_null)
+            {
+                object.insert(name.into(), value);
+            }
+        }
+        Some(Members { object, at })
+    }
+
+    /// The elements that are not null and could be read, each with the client's index.
+    fn list<T>(
+        &mut self,
+        value: Value,
+        at: Place<'_>,
+        mut read: impl FnMut(&mut Self, Value, Place<'_>) -> Option<T>,
+    ) -> Option<Vec<(usize, T)>> {
+        let Value::Array(elements) = value else {
+            return self.wrong(at, "a list", &value);
+        };
+        let present = elements
+            .into_iter()
+            .enumerate()
+            .filter(|(_, v)| !v.is_null());
+        Some(
+            present
+                .filter_map(|(index, v)| Some((index, read(self, v, at.item(index))?)))
+                .collect(),
+        )
+    }
+
+    fn command(&mut self, value: Value, at: Place<'_>) -> Option<Vec<String>> {
+        let Value::Array(words) = value else {
+            return self.wrong(at, "a list", &value);
+        };
+        // A dropped null would make it another command, so here it is a breach. A word that
+        // cannot be read leaves an empty one: the task is refused anyway.
+        let words = words.into_iter().enumerate();
+        Some(
+            words
+                .map(|(index, v)| self.word(v, at.item(index)).unwrap_or_default())
+                .collect(),
+        )
+    }
+
+    fn words_by_name(&mut self, value: Value, at: Place<'_>) -> Option<BTreeMap<String, String>> {
+        let Value::Object(object) = value else {
+            return self.wrong(at, "an object", &value);
+        };
+        let mut words = BTreeMap::new();
+        for (name, value) in object {
+            if name.contains('\0') {
+                self.faults.add(at, "a key contains a NUL character");
+            } else if !value.is_null()
+                && let Some(word) = self.word(value, at.member(&name))
+            {
+                words.insert(name, word);
+            }
+        }
+        Some(words)
+    }
+
+    fn content(&mut self, value: Value, at: Place<'_>) -> Option<String> {
+        match value {
+            Value::String(text) => Some(text),
+            other => self.wrong(at, "a string", &other),
+        }
+    }
+
+    fn text(&mut self, value: Value, at: Place<'_>) -> Option<String> {
+        let text = self.content(value, at)?;
+        if text.contains('\0') {
+            self.faults.add(at, "contains a NUL character");
+            return None;
+        }
+        Some(text)
+    }
+
+    fn text_or_nothing(&mut self, value: Value, at: Place<'_>) -> Option<String> {
+        self.text(value, at).filter(|text| !text.is_empty())
+    }
+
+    /// A string, or what clients write without quotes where a string is due.
+    fn word(&mut self, value: Value, at: Place<'_>) -> Option<String> {
+        match value {
+            Value::Bool(b) => Some(b.to_string()),
+            Value::Number(n) if !n.is_f64() => Some(n.to_string()),
+            other => self.text(other, at),
+        }
+    }
+
+    fn kind(&mut self, value: Value, at: Place<'_>) -> Option<FileType> {
+        let word = self.text_or_nothing(value, at)?;
+        if word.eq_ignore_ascii_case("FILE") {
+            Some(FileType::File)
+        } else if word.eq_ignore_ascii_case("DIRECTORY") {
+            Some(FileType::Directory)
+        } else {
+            self.faults.add(at, "must be FILE or DIRECTORY");
+            None
+        }
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "all readers are alike")]
+    fn boolean(&mut self, value: Value, at: Place<'_>) -> Option<bool> {
+        match &value {
+            Value::Bool(b) => Some(*b),
+            Value::String(s) if s.eq_ignore_ascii_case("true") => Some(true),
+            Value::String(s) if s.eq_ignore_ascii_case("false") => Some(false),
+            other => self.wrong(at, "true or false", other),
+        }
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "all readers are alike")]
+    fn number(&mut self, value: Value, at: Place<'_>) -> Option<f64> {
+        let number = match &value {
+            Value::Number(n) => n.as_f64(),
+            Value::String(s) => s.parse().ok(),
+            _ => None,
+        };
+        match number {
+            Some(n) if f64::is_finite(n) => Some(n),
+            _ => self.wrong(at, "a number", &value),
+        }
+    }
+
+    fn integer(&mut self, value: Value, at: Place<'_>) -> Option<i32> {
+        let number = self.number(value, at)?;
+        if number.fract() != 0.0 {
+            self.faults.add(at, "must be an integer");
+            None
+        } else if number.abs() > f64::from(i32::MAX) {
+            self.faults.add(at, format!("must be at most {}", i32::MAX));
+            None
+        } else {
+            Some(number as i32)
+        }
+    }
+
+    /// Notes that `value` should have been `wanted`.
+    fn wrong<T>(&mut self, at: Place<'_>, wanted: &str, value: &Value) -> Option<T> {
+        let found = match value {
+            Value::Null => "null",
+            Value::Bool(_) => "a boolean",
+            Value::Number(_) => "a number",
+            Value::String(_) => "a string",
+            Value::Array(_) => "a list",
+            Value::Object(_) => "an object",
+        };
+        self.faults
+            .add(at, format!("must be {wanted}, not {found}"));
+        None
+    }
+}
+
+/// A list and the client's index of each of its elements.
+fn split<T>(list: Option<Vec<(usize, T)>>) -> (Option<Vec<T>>, Vec<usize>) {
+    let Some(list) = list else {
+        return (None, Vec::new());
+    };
+    let (indices, elements) = list.into_iter().unzip();
+    (Some(elements), indices)
 }

@@ -152,3 +152,78 @@ impl FromStr for State {
             .ok_or(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVENTS: [Event; 10] = [
+        Event::Assigned,
+        Event::Started,
+        Event::Completed,
+        Event::ExecutorFailed,
+        Event::SystemFailed,
+        Event::Retried,
+        Event::Preempted,
+        Event::CancelledIdle,
+        Event::CancelRequested,
+        Event::Gone,
+    ];
+
+    /// Every legal step; all others are refused.
+    const STEPS: [(State, Event, State); 16] = [
+        (State::Queued, Event::Assigned, State::Initializing),
+        (State::Queued, Event::SystemFailed, State::SystemError),
+        (State::Queued, Event::CancelledIdle, State::Canceled),
+        (State::Queued, Event::CancelRequested, State::Canceling),
+        (State::Initializing, Event::Started, State::Running),
+        (State::Initializing, Event::SystemFailed, State::SystemError),
+        (State::Initializing, Event::Retried, State::Queued),
+        (State::Initializing, Event::Preempted, State::Preempted),
+        (
+            State::Initializing,
+            Event::CancelRequested,
+            State::Canceling,
+        ),
+        (State::Running, Event::Completed, State::Complete),
+        (State::Running, Event::ExecutorFailed, State::ExecutorError),
+        (State::Running, Event::SystemFailed, State::SystemError),
+        (State::Running, Event::Retried, State::Queued),
+        (State::Running, Event::Preempted, State::Preempted),
+        (State::Running, Event::CancelRequested, State::Canceling),
+        (State::Canceling, Event::Gone, State::Canceled),
+    ];
+
+    #[test]
+    fn every_state_takes_its_steps_and_no_others() {
+        for from in State::ALL {
+            for event in EVENTS {
+                let step = STEPS.iter().find(|(f, e, _)| (*f, *e) == (from, event));
+                let expected = step
+                    .map(|(_, _, to)| *to)
+                    .ok_or(IllegalTransition { from, event });
+                assert_eq!(from.after(event), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn terminal_states_never_change_and_canceling_only_ends_canceled() {
+        for (from, event, to) in STEPS {
+            assert!(!from.is_terminal(), "{from} takes {event:?}");
+            assert!(from != State::Canceling || to == State::Canceled);
+        }
+        let terminal = State::ALL.into_iter().filter(|s| s.is_terminal());
+        assert_eq!(terminal.count(), 5);
+    }
+
+    #[test]
+    fn names_are_those_of_tes_and_are_read_in_any_case() {
+        for state in State::ALL {
+            let json = serde_json::to_string(&state).unwrap();
+            assert_eq!(json, format!("\"{state}\""));
+            assert_eq!(state.as_str().to_lowercase().parse(), Ok(state));
+        }
+        assert_eq!("COMPLETED".parse::<State>(), Err(()));
+    }
+}

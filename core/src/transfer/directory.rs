@@ -236,8 +236,10 @@ mod tests {
 
     #[test]
     fn a_name_is_a_file_or_a_directory_and_comes_once() {
-        let mut names = Names::default();
-        names.pass = 1;
+        let mut names = Names {
+            pass: 1,
+            ..Names::default()
+        };
         assert!(admit(&mut names, "a/b", file()).unwrap().is_some());
         assert!(admit(&mut names, "a/b", file()).is_err(), "twice");
         assert!(admit(&mut names, "a/b/c", file()).is_err(), "below a file");
@@ -258,8 +260,10 @@ mod tests {
 
     #[test]
     fn a_listing_that_is_tried_again_moves_nothing_twice() {
-        let mut names = Names::default();
-        names.pass = 1;
+        let mut names = Names {
+            pass: 1,
+            ..Names::default()
+        };
         assert!(admit(&mut names, "a", file()).unwrap().is_some());
         names.pass = 2;
         assert!(admit(&mut names, "a", file()).unwrap().is_none());

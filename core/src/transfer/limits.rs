@@ -85,3 +85,48 @@ async fn acquire(semaphore: &Arc<Semaphore>, count: u32) -> Permit {
     let permit = semaphore.clone().acquire_many_owned(count).await;
     permit.expect("no semaphore here is ever closed")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    async fn waits<T>(permit: impl Future<Output = T>) -> bool {
+        let wait = Duration::from_millis(20);
+        tokio::time::timeout(wait, permit).await.is_err()
+    }
+
+    fn limits(buffer_mib: u32, per_host: usize) -> Limits {
+        Limits::new(&Settings {
+            buffer_mib,
+            per_host,
+            ..Settings::default()
+        })
+    }
+
+    #[tokio::test]
+    async fn a_host_has_its_own_limit_in_any_spelling() {
+        let limits = limits(1000, 2);
+        let host = "ftp://Host/a".parse().unwrap();
+        let same = "ftp://me@host/b".parse().unwrap();
+        let other = "ftp://other/a".parse().unwrap();
+        let first = limits.stream(&[&host]).await;
+        let _second = limits.stream(&[&same, &host]).await;
+        assert!(waits(limits.stream(&[&host])).await);
+        assert!(!waits(limits.stream(&[&other])).await);
+        drop(first);
+        assert!(!waits(limits.stream(&[&host])).await);
+    }
+
+    #[tokio::test]
+    async fn memory_is_shared_and_who_wants_more_than_all_runs_alone() {
+        let limits = limits(16, 100);
+        let streams = [limits.stream(&[]).await, limits.stream(&[]).await];
+        assert!(waits(limits.buffered(&[], 1 << 40)).await);
+        assert!(!waits(limits.buffered(&[], 8 << 20)).await);
+        drop(streams);
+        let _all = limits.buffered(&[], 1 << 40).await;
+        assert!(waits(limits.stream(&[])).await);
+    }
+}

@@ -11,6 +11,8 @@ use crate::storage::source::Meter;
 #[derive(Debug)]
 pub(super) struct Progress {
     counters: Arc<Counters>,
+    /// Of the file that this is a part of.
+    whole: Option<Arc<Self>>,
     expected: AtomicU64,
     moved: AtomicU64,
     kept: AtomicBool,
@@ -20,6 +22,18 @@ impl Progress {
     pub(super) fn new(counters: &Arc<Counters>) -> Arc<Self> {
         Arc::new(Self {
             counters: counters.clone(),
+            whole: None,
+            expected: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+            kept: AtomicBool::new(false),
+        })
+    }
+
+    /// One try at a part of this file.
+    pub(super) fn part(self: &Arc<Self>) -> Arc<Self> {
+        Arc::new(Self {
+            counters: self.counters.clone(),
+            whole: Some(self.clone()),
             expected: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             kept: AtomicBool::new(false),
@@ -47,6 +61,9 @@ impl Progress {
 impl Meter for Progress {
     fn moved(&self, bytes: u64) {
         self.moved.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(whole) = &self.whole {
+            whole.moved.fetch_add(bytes, Ordering::Relaxed);
+        }
         self.counters.bytes_done.fetch_add(bytes, Ordering::Relaxed);
     }
 }
@@ -61,6 +78,9 @@ impl Drop for Progress {
                 ..
             } = &*self.counters;
             bytes_done.fetch_sub(moved, Ordering::Relaxed);
+            if let Some(whole) = &self.whole {
+                whole.moved.fetch_sub(moved, Ordering::Relaxed);
+            }
             bytes_total.fetch_sub(expected, Ordering::Relaxed);
         }
     }

@@ -7,7 +7,7 @@ use super::Settings;
 use crate::storage::{Error, ErrorKind, Result, StorageUrl};
 
 /// The longest wait that a server may ask for; one that asks for more is given up on.
-const LONGEST_ASKED: Duration = Duration::from_secs(600);
+const LONGEST_ASKED: Duration = Duration::from_mins(10);
 
 /// The retries of one operation.
 #[derive(Debug)]

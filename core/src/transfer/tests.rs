@@ -1,3 +1,5 @@
+mod upload;
+
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
@@ -180,16 +182,16 @@ struct Setup {
 }
 
 fn setup(storage: Scripted) -> Setup {
-    setup_with(storage, quick())
+    setup_with(storage, &quick())
 }
 
-fn setup_with(storage: Scripted, settings: Settings) -> Setup {
+fn setup_with(storage: Scripted, settings: &Settings) -> Setup {
     let storage = Arc::new(storage);
     let dynamic: Arc<dyn Storage> = storage.clone();
     let registry = Registry::default().serving("ftp://", &dynamic).unwrap();
     Setup {
         dir: tempfile::tempdir().unwrap(),
-        engine: Engine::new(Arc::new(registry), &settings),
+        engine: Engine::new(Arc::new(registry), settings),
         storage,
     }
 }
@@ -363,7 +365,7 @@ async fn in_place_keeps_the_inode_and_leaves_no_old_bytes() {
 
 #[tokio::test]
 async fn a_dropped_fetch_leaves_nothing() {
-    let setup = setup_with(scripted(10, [Fault::StallAfter(4)]), Settings::default());
+    let setup = setup_with(scripted(10, [Fault::StallAfter(4)]), &Settings::default());
     let fetch = setup.fetch();
     assert!(
         tokio::time::timeout(std::time::Duration::from_millis(100), fetch)

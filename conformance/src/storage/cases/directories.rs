@@ -174,9 +174,8 @@ async fn nothing_is_written_below_a_file(context: Context) -> anyhow::Result<()>
         .storage()
         .write(&context.url("file/below"), &source)
         .await;
-    let error = match written {
-        Ok(_) => anyhow::bail!("writing below a file succeeded"),
-        Err(error) => error,
+    let Err(error) = written else {
+        anyhow::bail!("writing below a file succeeded");
     };
     ensure!(!error.is_retryable(), "it is called retryable: {error}");
     context.expect(&file, b"x").await

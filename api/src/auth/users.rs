@@ -1,0 +1,218 @@
+//! The users file: who may use the service, by token or by password.
+//!
+//! ```toml
+//! [[user]]
+//! name = "ada"
+//! group = "engines"               # optional
+//! admin = false                   # sees and cancels everybody's tasks
+//! tokens = ["<SHA-256 in hex>"]   # made by `tesk auth token`
+//! password = "$argon2id$…"        # made by `tesk auth hash`
+//! ```
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tesk_core::scheduler::Owner;
+
+use super::Caller;
+use super::basic::{self, PasswordChecker};
+use crate::service::ApiError;
+
+/// The users file as it is now, re-read when it changes.
+#[derive(Debug)]
+pub struct UsersFile {
+    path: PathBuf,
+    current: RwLock<Arc<Users>>,
+    passwords: PasswordChecker,
+}
+
+#[derive(Debug)]
+struct Users {
+    mark: Option<Mark>,
+    /// By the SHA-256 of a token: its time tells of a digest, never of the token.
+    tokens: HashMap<[u8; 32], Caller>,
+    /// By user name: the PHC string and who it is.
+    passwords: HashMap<String, (String, Caller)>,
+}
+
+/// What changes when the file does.
+type Mark = (SystemTime, u64);
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    user: Vec<User>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct User {
+    name: String,
+    group: Option<String>,
+    #[serde(default)]
+    admin: bool,
+    #[serde(default)]
+    tokens: Vec<String>,
+    password: Option<String>,
+}
+
+/// What a users file holds of a token, as bytes.
+pub fn token_digest(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+impl UsersFile {
+    /// Reads the file.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, String> {
+        let path = path.into();
+        let users = Users::read(&path)?;
+        Ok(Self {
+            path,
+            current: RwLock::new(Arc::new(users)),
+            passwords: PasswordChecker::new(),
+        })
+    }
+
+    /// Looks at the file again every two seconds, for ever. A file that cannot be read leaves
+    /// the users as they were.
+    pub async fn follow(&self) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            if mark(&self.path) != self.users().mark {
+                self.reload();
+            }
+        }
+    }
+
+    /// Reads the file again now.
+    pub fn reload(&self) {
+        match Users::read(&self.path) {
+            Ok(users) => {
+                let count = users.passwords.len() + users.tokens.len();
+                *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(users);
+                self.passwords.forget();
+                tracing::info!(credentials = count, "read the users file again");
+            }
+            Err(error) => tracing::error!(error, "kept the users as they were"),
+        }
+    }
+
+    fn users(&self) -> Arc<Users> {
+        self.current
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(super) fn by_token(&self, token: &str) -> Option<Caller> {
+        let digest = token_digest(token);
+        let users = self.users();
+        let (known, caller) = users.tokens.get_key_value(&digest)?;
+        bool::from(known.ct_eq(&digest)).then(|| caller.clone())
+    }
+
+    pub(super) async fn by_password(&self, encoded: &str) -> Result<Option<Caller>, ApiError> {
+        let Some((name, password)) = basic::decode(encoded) else {
+            return Ok(None);
+        };
+        let users = self.users();
+        let known = users.passwords.get(&name);
+        let valid = self
+            .passwords
+            .check(&name, password, known.map(|(phc, _)| phc.clone()))
+            .await?;
+        Ok(known.filter(|_| valid).map(|(_, caller)| caller.clone()))
+    }
+}
+
+fn mark(path: &Path) -> Option<Mark> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+impl Users {
+    fn read(path: &Path) -> Result<Self, String> {
+        // The mark is taken first: a change during the read is then seen as one.
+        let mark = mark(path);
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| format!("cannot read the users file {}: {error}", path.display()))?;
+        let origin = path.display().to_string();
+        let file: File = tesk_core::config::parse(&origin, &text)?;
+        Self::from_entries(mark, file.user).map_err(|error| format!("{origin}: {error}"))
+    }
+
+    fn from_entries(mark: Option<Mark>, entries: Vec<User>) -> Result<Self, String> {
+        let mut users = Self {
+            mark,
+            tokens: HashMap::new(),
+            passwords: HashMap::new(),
+        };
+        let mut names = HashSet::new();
+        for user in entries {
+            let name = user.name;
+            if name.is_empty() || name.contains(':') || name.chars().any(char::is_control) {
+                return Err(format!(
+                    "user name {name:?}: must not be empty, nor hold a colon or control characters"
+                ));
+            }
+            if !names.insert(name.clone()) {
+                return Err(format!("user `{name}` is there twice"));
+            }
+            let caller = Caller {
+                owner: Owner {
+                    user: name.clone(),
+                    group: user.group,
+                },
+                sees_all: user.admin,
+            };
+            for token in user.tokens {
+                let digest = from_hex(&token).ok_or_else(|| {
+                    format!(
+                        "user `{name}`: a token is not 64 hex digits; `tesk auth token` makes one"
+                    )
+                })?;
+                if users.tokens.insert(digest, caller.clone()).is_some() {
+                    return Err(format!("user `{name}`: a token is there twice"));
+                }
+            }
+            if let Some(phc) = user.password {
+                if !basic::is_hash(&phc) {
+                    return Err(format!(
+                        "user `{name}`: the password is not an argon2 hash; `tesk auth hash` makes one"
+                    ));
+                }
+                users.passwords.insert(name, (phc, caller));
+            }
+        }
+        Ok(users)
+    }
+}
+
+/// Bytes as lower-case hex digits, as a users file has them.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn from_hex(text: &str) -> Option<[u8; 32]> {
+    let bytes = text.as_bytes();
+    if bytes.len() != 64 {
+        return None;
+    }
+    let mut digest = [0; 32];
+    for (byte, pair) in digest.iter_mut().zip(bytes.chunks_exact(2)) {
+        let high = char::from(pair[0]).to_digit(16)?;
+        let low = char::from(pair[1]).to_digit(16)?;
+        *byte = (high << 4 | low) as u8;
+    }
+    Some(digest)
+}

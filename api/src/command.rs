@@ -1,0 +1,190 @@
+//! The `tesk` command.
+//!
+//! - [`run`]: one task here and now, with no server.
+//! - [`serve`]: the service with its engine.
+//! - [`client`] and [`tasks`]: what a client asks of a server.
+//! - [`admin`]: credentials, configuration, shell completions.
+
+mod admin;
+mod client;
+mod document;
+mod engine;
+mod run;
+mod serve;
+mod show;
+mod tasks;
+
+pub use engine::attempt;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+use tesk_core::local::RuntimeChoice;
+
+const EXAMPLES: &str = "\
+Examples:
+  tesk run examples/orchids/task.json --runtime host    one task, here and now
+  tesk serve --allow-path /data                         a server on 127.0.0.1:8080
+  tesk submit task.json --wait                          a task for that server
+  tesk list --state running";
+
+/// GA4GH TES 1.1 task execution: run tasks on this machine, serve them, or talk to a server.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tesk",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    after_help = EXAMPLES
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one task on this machine, with no server
+    ///
+    /// Relative urls are made absolute: of inputs against the folder of the task file, of
+    /// outputs against --output-dir. The exit status is 0 only when the task ends COMPLETE.
+    Run(run::Run),
+    /// Serve the TES API on this machine
+    ///
+    /// Without a configuration it listens on 127.0.0.1:8080, keeps its records in ./tesk-data
+    /// and serves http(s) urls; --allow-path adds folders for file urls.
+    Serve(serve::Serve),
+    /// Create tasks on a server and print their ids
+    Submit(tasks::Submit),
+    /// Show tasks
+    Get(tasks::Get),
+    /// List tasks, newest first
+    List(tasks::List),
+    /// Cancel tasks
+    Cancel(tasks::Cancel),
+    /// Show what the executors of a task wrote
+    Logs(tasks::Logs),
+    /// Wait until tasks have ended; the exit status is 0 only when all are COMPLETE
+    Wait(tasks::Wait),
+    /// Make entries for the users file of a server
+    #[command(subcommand)]
+    Auth(admin::Auth),
+    /// Check the configuration of a server
+    #[command(subcommand)]
+    Config(admin::ConfigCommand),
+    /// Print the completions of a shell, to be read by it at its start
+    Completions(admin::Completions),
+}
+
+/// Which server, and who asks.
+#[derive(Clone, Debug, Args)]
+struct Remote {
+    /// The address of the server
+    #[arg(
+        long,
+        env = "TESK_SERVER",
+        default_value = "http://127.0.0.1:8080",
+        value_name = "URL"
+    )]
+    server: String,
+    /// A file that holds a bearer token
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "A file that holds a bearer token; TESK_TOKEN is the token itself, TESK_USER and \
+                TESK_PASSWORD are for servers with passwords"
+    )]
+    token_file: Option<PathBuf>,
+}
+
+/// `--runtime`
+fn runtime_parser() -> impl TypedValueParser<Value = RuntimeChoice> {
+    use clap::builder::PossibleValue;
+    let value = |name: &'static str, help: &'static str| PossibleValue::new(name).help(help);
+    PossibleValuesParser::new([
+        value("auto", "podman if it works, else docker"),
+        value("podman", "containers by podman"),
+        value("docker", "containers by docker"),
+        value("host", "processes of this machine; images are not used"),
+    ])
+    .try_map(|name| name.parse())
+}
+
+/// What a command ends with when it does not succeed.
+#[derive(Debug)]
+enum Failure {
+    /// Something went wrong: said in one line, exit status 1.
+    Error(String),
+    /// All is said; this is the exit status.
+    Status(u8),
+}
+
+impl From<String> for Failure {
+    fn from(text: String) -> Self {
+        Self::Error(text)
+    }
+}
+
+/// What a command comes to.
+type Outcome = Result<(), Failure>;
+
+impl Cli {
+    /// Runs the command on a runtime of its own.
+    pub fn execute(self) -> ExitCode {
+        let runtime = match tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+        {
+            Ok(runtime) => runtime,
+            Err(error) => return fail(&format!("cannot start: {error}")),
+        };
+        let outcome = runtime.block_on(self.command.execute());
+        // Blocking reads, such as of standard input, must not keep the process.
+        runtime.shutdown_background();
+        match outcome {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(Failure::Status(status)) => ExitCode::from(status),
+            Err(Failure::Error(text)) => fail(&text),
+        }
+    }
+}
+
+fn fail(text: &str) -> ExitCode {
+    eprintln!("tesk: {text}");
+    ExitCode::FAILURE
+}
+
+impl Command {
+    async fn execute(self) -> Outcome {
+        match self {
+            Self::Run(command) => command.execute().await,
+            Self::Serve(command) => command.execute().await,
+            Self::Submit(command) => command.execute().await,
+            Self::Get(command) => command.execute().await,
+            Self::List(command) => command.execute().await,
+            Self::Cancel(command) => command.execute().await,
+            Self::Logs(command) => command.execute().await,
+            Self::Wait(command) => command.execute().await,
+            Self::Auth(command) => command.execute(),
+            Self::Config(command) => command.execute(),
+            Self::Completions(command) => {
+                command.execute();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Prints to standard output; a reader that has gone away (`tesk list | head`) ends the
+/// command quietly.
+fn print(text: &str) -> Outcome {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::Status(0)),
+        Err(error) => Err(Failure::Error(format!("cannot write: {error}"))),
+    }
+}

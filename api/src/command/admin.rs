@@ -1,0 +1,129 @@
+//! Credentials, configuration, shell completions.
+
+use std::fmt::Write;
+use std::io::{BufRead, IsTerminal};
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Subcommand};
+
+use super::{Cli, Failure, Outcome, engine, print};
+use crate::auth::{UsersFile, basic, users};
+use crate::config::Config;
+
+/// `tesk auth`
+#[derive(Debug, Subcommand)]
+pub(super) enum Auth {
+    /// Make a token, and the entry that lets its owner in
+    ///
+    /// The token goes to standard error, to be given to the user; the entry goes to standard
+    /// output, to be added to the users file: tesk auth token ada >> users.toml
+    Token {
+        /// The user's name
+        #[arg(value_name = "USER")]
+        user: String,
+    },
+    /// Hash a password that is read from standard input, and print the entry
+    Hash {
+        /// The user's name
+        #[arg(value_name = "USER")]
+        user: String,
+    },
+}
+
+impl Auth {
+    pub(super) fn execute(self) -> Outcome {
+        match self {
+            Self::Token { user } => {
+                let token = users::hex(&rand::random::<[u8; 32]>());
+                eprintln!("token: {token}");
+                let digest = users::hex(&users::token_digest(&token));
+                print(&entry(&user, &format!("tokens = [{digest:?}]")))
+            }
+            Self::Hash { user } => {
+                if std::io::stdin().is_terminal() {
+                    eprintln!("password (it will be shown):");
+                }
+                let mut password = String::new();
+                std::io::stdin()
+                    .lock()
+                    .read_line(&mut password)
+                    .map_err(|error| format!("cannot read the password: {error}"))?;
+                let password = password.trim_end_matches(['\n', '\r']);
+                if password.is_empty() {
+                    return Err(Failure::Error("the password is empty".into()));
+                }
+                let hash = basic::hash(password)?;
+                print(&entry(&user, &format!("password = {hash:?}")))
+            }
+        }
+    }
+}
+
+fn entry(user: &str, credential: &str) -> String {
+    // JSON's strings are TOML's too.
+    let name = serde_json::Value::from(user);
+    format!("\n[[user]]\nname = {name}\n{credential}\n")
+}
+
+/// `tesk config`
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Validate it, build what it names, and show what is enabled
+    Check {
+        /// The configuration file
+        #[arg(long, value_name = "FILE", env = "TESK_CONFIG")]
+        config: Option<PathBuf>,
+    },
+}
+
+impl ConfigCommand {
+    pub(super) fn execute(self) -> Outcome {
+        let Self::Check { config: file } = self;
+        engine::install_crypto();
+        let config = Config::load(file.as_deref(), std::env::vars())?;
+        config.refuse_open_to_others()?;
+        let registry = engine::registry(&config.storage)?;
+        let users = match &config.auth.users {
+            Some(path) => {
+                UsersFile::open(path)?;
+                path.display().to_string()
+            }
+            None => "none: open to everybody who can reach it".to_owned(),
+        };
+        let mut text = format!(
+            "listen       {}\ndata         {}\nusers        {users}\n",
+            config.server.listen,
+            config.server.data.display(),
+        );
+        for (prefix, capabilities) in registry.prefixes() {
+            let can: Vec<_> = [
+                ("read", true),
+                ("write", capabilities.write),
+                ("list", capabilities.list),
+            ]
+            .into_iter()
+            .filter_map(|(name, can)| can.then_some(name))
+            .collect();
+            let _ = writeln!(text, "storage      {prefix} ({})", can.join(", "));
+        }
+        print(&(text + "the configuration is valid\n"))
+    }
+}
+
+/// `tesk completions`
+#[derive(Debug, Args)]
+pub(super) struct Completions {
+    /// The shell
+    shell: clap_complete::Shell,
+}
+
+impl Completions {
+    pub(super) fn execute(self) {
+        clap_complete::generate(
+            self.shell,
+            &mut Cli::command(),
+            "tesk",
+            &mut std::io::stdout(),
+        );
+    }
+}

@@ -1,0 +1,180 @@
+//! A client of the API: one server, one identity.
+
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder};
+use serde_json::Value;
+use url::Url;
+
+use super::Remote;
+
+/// Speaks to one server.
+#[derive(Debug)]
+pub(super) struct Client {
+    base: Url,
+    http: reqwest::Client,
+    identity: Identity,
+}
+
+#[derive(Debug)]
+enum Identity {
+    Nobody,
+    Token(String),
+    Password(String, String),
+}
+
+impl Client {
+    pub(super) fn new(remote: &Remote) -> Result<Self, String> {
+        let base = base(&remote.server)?;
+        super::engine::install_crypto();
+        let http = reqwest::Client::builder()
+            .connect_timeout(Duration::from_secs(10))
+            .timeout(Duration::from_mins(1))
+            .user_agent(concat!("tesk/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| format!("cannot make an HTTP client: {error}"))?;
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let identity = if let Some(path) = &remote.token_file {
+            let token = std::fs::read_to_string(path)
+                .map_err(|error| format!("cannot read the token in {}: {error}", path.display()))?;
+            Identity::Token(token.trim().to_owned())
+        } else if let Some(token) = variable("TESK_TOKEN") {
+            Identity::Token(token)
+        } else if let Some(user) = variable("TESK_USER") {
+            Identity::Password(user, variable("TESK_PASSWORD").unwrap_or_default())
+        } else {
+            Identity::Nobody
+        };
+        Ok(Self {
+            base,
+            http,
+            identity,
+        })
+    }
+
+    /// Creates a task, and answers its id.
+    pub(super) async fn create(&self, document: Vec<u8>, key: &str) -> Result<String, String> {
+        let request = self
+            .request(Method::POST, "tasks")?
+            .header("content-type", "application/json")
+            .header("idempotency-key", key)
+            .body(document);
+        let reply = self.send(request).await?;
+        let id = reply["id"].as_str().map(str::to_owned);
+        id.ok_or_else(|| "the server answered without an id".to_owned())
+    }
+
+    /// A task as the server shows it.
+    pub(super) async fn get(&self, id: &str, view: &str) -> Result<Value, String> {
+        let request = self.request(Method::GET, &path(id))?;
+        self.send(request.query(&[("view", view)])).await
+    }
+
+    pub(super) async fn cancel(&self, id: &str) -> Result<(), String> {
+        let request = self.request(Method::POST, &format!("{}:cancel", path(id)))?;
+        self.send(request).await.map(drop)
+    }
+
+    /// A page of tasks.
+    pub(super) async fn list(&self, query: &[(&str, String)]) -> Result<Value, String> {
+        self.send(self.request(Method::GET, "tasks")?.query(query))
+            .await
+    }
+
+    fn request(&self, method: Method, path: &str) -> Result<RequestBuilder, String> {
+        let url = self.base.join(path).map_err(|error| error.to_string())?;
+        let request = self.http.request(method, url);
+        Ok(match &self.identity {
+            Identity::Nobody => request,
+            Identity::Token(token) => request.bearer_auth(token),
+            Identity::Password(user, password) => request.basic_auth(user, Some(password)),
+        })
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Value, String> {
+        let response = request
+            .send()
+            .await
+            .map_err(|error| format!("no answer from {}: {}", self.base, cause(&error)))?;
+        let status = response.status();
+        let text = response
+            .text()
+            .await
+            .map_err(|error| format!("the answer of {} broke off: {}", self.base, cause(&error)))?;
+        let json: Result<Value, _> = serde_json::from_str(&text);
+        if status.is_success() {
+            return json.map_err(|_| format!("{} does not speak TES", self.base));
+        }
+        let msg = json
+            .ok()
+            .and_then(|json| json["msg"].as_str().map(str::to_owned));
+        Err(match msg {
+            Some(msg) => format!("{msg} (HTTP {})", status.as_u16()),
+            None => format!("{} answered HTTP {status}", self.base),
+        })
+    }
+}
+
+/// The API below an address that people give: of the server, or of the API itself.
+fn base(server: &str) -> Result<Url, String> {
+    let with_scheme = if server.contains("://") {
+        server.to_owned()
+    } else {
+        format!("http://{server}")
+    };
+    let invalid = |error| format!("--server `{server}` is not a url: {error}");
+    let mut url = Url::parse(&with_scheme).map_err(|error| invalid(error.to_string()))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(invalid("must be http or https".to_owned()));
+    }
+    let path = url.path().trim_end_matches('/');
+    let path = if path.ends_with("/v1") {
+        format!("{path}/")
+    } else {
+        format!("{path}/ga4gh/tes/v1/")
+    };
+    url.set_path(&path);
+    url.set_query(None);
+    Ok(url)
+}
+
+/// The path of a task. An id is one segment, whatever somebody typed.
+fn path(id: &str) -> String {
+    let escaped: String = url::form_urlencoded::byte_serialize(id.as_bytes()).collect();
+    format!("tasks/{}", escaped.replace('+', "%20"))
+}
+
+/// The innermost cause, which is the one that helps: "connection refused".
+fn cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_of_a_server_or_of_its_api_will_do() {
+        for (server, expected) in [
+            ("http://h:1", "http://h:1/ga4gh/tes/v1/"),
+            ("h:1", "http://h:1/ga4gh/tes/v1/"),
+            ("https://h/tesk/", "https://h/tesk/ga4gh/tes/v1/"),
+            ("https://h/ga4gh/tes/v1", "https://h/ga4gh/tes/v1/"),
+            ("https://h/v1/?x=1", "https://h/v1/"),
+        ] {
+            assert_eq!(base(server).unwrap().as_str(), expected);
+        }
+        assert!(base("ftp://h").is_err());
+        assert!(base("http://").is_err());
+    }
+
+    #[test]
+    fn an_id_is_one_segment_of_the_path() {
+        assert_eq!(path("tabc"), "tasks/tabc");
+        assert_eq!(path("../x y"), "tasks/..%2Fx%20y");
+    }
+}

@@ -1,0 +1,163 @@
+//! `tesk serve`: the service with its engine.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use tesk_core::local::RuntimeChoice;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use super::engine;
+use super::{Outcome, print, runtime_parser};
+use crate::auth::{Authenticator, UsersFile};
+use crate::config::{Config, LogFormat, Server};
+use crate::service::{App, server};
+
+/// `tesk serve`
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// The address to listen on; port 0 takes a free one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// The directory of the database and of running tasks [default: tesk-data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// The configuration file; tesk.example.toml describes it
+    #[arg(long, value_name = "FILE", env = "TESK_CONFIG")]
+    config: Option<PathBuf>,
+    /// A folder that tasks may read and write by file urls; may be repeated
+    #[arg(long, value_name = "DIR")]
+    allow_path: Vec<PathBuf>,
+    /// What runs the executors [default: auto, or local.runtime of the configuration]
+    #[arg(long, value_parser = runtime_parser())]
+    runtime: Option<RuntimeChoice>,
+}
+
+impl Serve {
+    pub(super) async fn execute(self) -> Outcome {
+        let mut config = Config::load(self.config.as_deref(), std::env::vars())?;
+        if let Some(listen) = self.listen {
+            config.server.listen = listen;
+        }
+        if let Some(data) = self.data {
+            config.server.data = data;
+        }
+        if let Some(runtime) = self.runtime {
+            config.local.runtime = runtime;
+        }
+        for path in &self.allow_path {
+            config.allow(engine::directory_entries(path)?);
+        }
+        config.refuse_open_to_others()?;
+        start_log(&config.server)?;
+        engine::install_crypto();
+        raise_file_limit();
+
+        // The socket first: nothing is touched if the address is taken.
+        let listener = server::bind(config.server.listen).await?;
+        let address = listener.local_addr().map_err(|error| error.to_string())?;
+        let auth = Arc::new(match &config.auth.users {
+            Some(path) => Authenticator::Users(Box::new(UsersFile::open(path)?)),
+            None => Authenticator::Open,
+        });
+        let rules = engine::rules(&config)?;
+        let engine = engine::start(&config).await?;
+        let app = App::new(&config, engine.store(), rules, auth.clone());
+
+        announce(&config, address)?;
+        let stop = CancellationToken::new();
+        tokio::spawn(watch_signals(app.clone(), auth, stop.clone()));
+        server::serve(listener, app.router(), &config.server, stop).await;
+        engine.stop().await;
+        tracing::info!("stopped; tasks that run go on, and the next start looks after them");
+        Ok(())
+    }
+}
+
+fn announce(config: &Config, address: SocketAddr) -> Outcome {
+    let root = format!("http://{address}{}", config.server.context_path);
+    print(&format!(
+        "tesk {}\n  API   {root}/ga4gh/tes/v1\n  docs  {root}/docs/\n  data  {}\n",
+        env!("CARGO_PKG_VERSION"),
+        config.server.data.display(),
+    ))?;
+    if config.local.runtime == RuntimeChoice::Host {
+        eprintln!("warning: commands run as processes of this machine; images are not used");
+    }
+    if config.auth.users.is_none() && !address.ip().is_loopback() {
+        tracing::warn!(
+            "open to everybody who reaches {address}: server.allow_open is set and auth.users is not"
+        );
+    }
+    print("ready\n")
+}
+
+/// The first TERM or INT ends politely, the second at once; HUP reads the users file again.
+async fn watch_signals(app: App, auth: Arc<Authenticator>, stop: CancellationToken) {
+    let listen = |kind| signal(kind);
+    let (Ok(mut term), Ok(mut int), Ok(mut hup)) = (
+        listen(SignalKind::terminate()),
+        listen(SignalKind::interrupt()),
+        listen(SignalKind::hangup()),
+    ) else {
+        tracing::error!("cannot listen for signals");
+        return;
+    };
+    let follow = async {
+        match &*auth {
+            Authenticator::Users(users) => users.follow().await,
+            Authenticator::Open => std::future::pending().await,
+        }
+    };
+    tokio::pin!(follow);
+    loop {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+            _ = hup.recv() => {
+                if let Authenticator::Users(users) = &*auth {
+                    users.reload();
+                }
+                continue;
+            }
+            () = &mut follow => continue,
+        }
+        if stop.is_cancelled() {
+            tracing::warn!("stopping at once");
+            std::process::exit(130);
+        }
+        tracing::info!("stopping");
+        app.stop();
+        stop.cancel();
+    }
+}
+
+/// Log lines go to standard error.
+fn start_log(server: &Server) -> Result<(), String> {
+    let filter = EnvFilter::try_new(&server.log)
+        .map_err(|error| format!("server.log: `{}` is not a log filter: {error}", server.log))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match server.log_format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+/// Connections and containers take file descriptors; the usual soft limit of 1024 is for
+/// programs that use `select`.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "cannot raise the limit of open files");
+    }
+}

@@ -1,0 +1,356 @@
+//! What a client asks of a server.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use tesk_core::tes::{State, TaskLog};
+use tokio::time::{Instant, sleep};
+
+use super::client::Client;
+use super::{Failure, Outcome, Remote, document, print, show};
+
+/// How often `wait` and `logs -f` ask.
+const POLL: Duration = Duration::from_millis(500);
+/// How often a server that does not answer is asked again before `wait` gives up.
+const PATIENCE: u32 = 10;
+
+/// `tesk submit`
+#[derive(Debug, Args)]
+pub(super) struct Submit {
+    #[command(flatten)]
+    remote: Remote,
+    /// Task files; - is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// The folder that relative urls of outputs are below
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    output_dir: PathBuf,
+    /// Wait until the tasks have ended, as `tesk wait` does
+    #[arg(long)]
+    wait: bool,
+}
+
+/// `tesk get`
+#[derive(Debug, Args)]
+pub(super) struct Get {
+    #[command(flatten)]
+    remote: Remote,
+    /// Ids of tasks
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<String>,
+    /// How much to show
+    #[arg(long, value_enum, default_value_t)]
+    view: View,
+    /// Print what the server answers, one JSON document for each task
+    #[arg(long)]
+    json: bool,
+}
+
+/// How much of a task.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum View {
+    /// Id and state
+    Minimal,
+    /// All but contents, captured output and system logs
+    Basic,
+    /// All
+    #[default]
+    Full,
+}
+
+impl View {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Minimal => "MINIMAL",
+            Self::Basic => "BASIC",
+            Self::Full => "FULL",
+        }
+    }
+}
+
+/// `tesk list`
+#[derive(Debug, Args)]
+pub(super) struct List {
+    #[command(flatten)]
+    remote: Remote,
+    /// Only tasks in this state
+    #[arg(long)]
+    state: Option<String>,
+    /// Only tasks whose name begins with this
+    #[arg(long, value_name = "TEXT")]
+    name_prefix: Option<String>,
+    /// Only tasks with this tag; may be repeated
+    #[arg(long, value_name = "KEY[=VALUE]")]
+    tag: Vec<String>,
+    /// At most this many tasks
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    limit: usize,
+    /// All tasks
+    #[arg(long, conflicts_with = "limit")]
+    all: bool,
+    /// Print one JSON document with all of them, in the BASIC view
+    #[arg(long)]
+    json: bool,
+}
+
+/// `tesk cancel`
+#[derive(Debug, Args)]
+pub(super) struct Cancel {
+    #[command(flatten)]
+    remote: Remote,
+    /// Ids of tasks
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<String>,
+}
+
+/// `tesk logs`
+#[derive(Debug, Args)]
+pub(super) struct Logs {
+    #[command(flatten)]
+    remote: Remote,
+    /// The id of a task
+    #[arg(value_name = "ID")]
+    id: String,
+    /// Go on until the task has ended
+    #[arg(short, long)]
+    follow: bool,
+}
+
+/// `tesk wait`
+#[derive(Debug, Args)]
+pub(super) struct Wait {
+    #[command(flatten)]
+    remote: Remote,
+    /// Ids of tasks
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<String>,
+    /// Give up after this time, such as 30s or 2h
+    #[arg(long, value_name = "TIME")]
+    timeout: Option<tesk_core::config::Span>,
+    /// Print nothing
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl Submit {
+    pub(super) async fn execute(self) -> Outcome {
+        let client = Client::new(&self.remote)?;
+        let mut ids = Vec::new();
+        for file in &self.files {
+            let text = document::absolute(document::read(file)?, file, &self.output_dir)?;
+            // A retry of a request whose answer was lost must not make a second task.
+            let key = format!("tesk-{:032x}", rand::random::<u128>());
+            let id = client
+                .create(text, &key)
+                .await
+                .map_err(|error| format!("{}: {error}", file.display()))?;
+            print(&format!("{id}\n"))?;
+            ids.push(id);
+        }
+        if self.wait {
+            wait_for(&client, ids, None, false).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Get {
+    pub(super) async fn execute(self) -> Outcome {
+        let client = Client::new(&self.remote)?;
+        for (index, id) in self.ids.iter().enumerate() {
+            let task = client.get(id, self.view.as_str()).await;
+            let task = task.map_err(|error| format!("{id}: {error}"))?;
+            if self.json {
+                print(&format!("{task:#}\n"))?;
+            } else {
+                let gap = if index > 0 { "\n" } else { "" };
+                let text = show::details(&show::read(task)?, matches!(self.view, View::Full));
+                print(&format!("{gap}{text}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl List {
+    pub(super) async fn execute(self) -> Outcome {
+        let client = Client::new(&self.remote)?;
+        let limit = if self.all { usize::MAX } else { self.limit };
+        let mut tasks = Vec::new();
+        let mut token = None;
+        while tasks.len() < limit {
+            let size = (limit - tasks.len()).min(500);
+            let page = client.list(&self.query(size, token.as_deref())).await?;
+            let Value::Array(page_tasks) = page["tasks"].clone() else {
+                return Err("the server's answer is odd: it has no tasks"
+                    .to_owned()
+                    .into());
+            };
+            tasks.extend(page_tasks);
+            token = page["next_page_token"].as_str().map(str::to_owned);
+            if token.is_none() {
+                break;
+            }
+        }
+        if self.json {
+            return print(&format!("{:#}\n", json!({ "tasks": tasks })));
+        }
+        let tasks: Result<Vec<_>, _> = tasks.into_iter().map(show::read).collect();
+        print(&show::table(&tasks?))?;
+        if token.is_some() {
+            eprintln!("there are more; --all or a higher --limit shows them");
+        }
+        Ok(())
+    }
+
+    fn query(&self, size: usize, token: Option<&str>) -> Vec<(&'static str, String)> {
+        let mut query = vec![
+            ("view", "BASIC".to_owned()),
+            ("page_size", size.to_string()),
+        ];
+        let optional = [
+            ("state", self.state.as_deref()),
+            ("name_prefix", self.name_prefix.as_deref()),
+            ("page_token", token),
+        ];
+        for (name, value) in optional {
+            query.extend(value.map(|value| (name, value.to_owned())));
+        }
+        for tag in &self.tag {
+            let (key, value) = tag.split_once('=').unwrap_or((tag, ""));
+            query.push(("tag_key", key.to_owned()));
+            query.push(("tag_value", value.to_owned()));
+        }
+        query
+    }
+}
+
+impl Cancel {
+    pub(super) async fn execute(self) -> Outcome {
+        let client = Client::new(&self.remote)?;
+        let mut failed = false;
+        for id in &self.ids {
+            // One that fails does not keep the others running.
+            if let Err(error) = client.cancel(id).await {
+                eprintln!("tesk: {id}: {error}");
+                failed = true;
+            }
+        }
+        if failed {
+            Err(Failure::Status(1))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Logs {
+    pub(super) async fn execute(self) -> Outcome {
+        let client = Client::new(&self.remote)?;
+        let mut shown = Shown::default();
+        loop {
+            let task = show::read(client.get(&self.id, "FULL").await?)?;
+            print(&shown.rest_of(task.logs.as_deref().unwrap_or_default()))?;
+            if !self.follow {
+                return Ok(());
+            }
+            if task.state.is_terminal() {
+                eprintln!("{}", task.state);
+                return Ok(());
+            }
+            sleep(POLL).await;
+        }
+    }
+}
+
+/// What `logs -f` has shown of each attempt.
+#[derive(Default)]
+struct Shown {
+    attempts: Vec<(usize, usize)>,
+}
+
+impl Shown {
+    fn rest_of(&mut self, logs: &[TaskLog]) -> String {
+        let mut text = String::new();
+        self.attempts.resize(logs.len(), (0, 0));
+        for (log, (executors, lines)) in logs.iter().zip(&mut self.attempts) {
+            let mut rest = log.clone();
+            // Its number goes with its label.
+            for seen in rest.logs.iter_mut().take(*executors) {
+                seen.stdout = None;
+                seen.stderr = None;
+            }
+            text.push_str(&show::streams(&rest, usize::MAX));
+            *executors = log.logs.len();
+            let system = log.system_logs.as_deref().unwrap_or_default();
+            for line in system.iter().skip(*lines) {
+                let _ = writeln!(text, "--- system: {}", show::one_line(line));
+            }
+            *lines = system.len();
+        }
+        text
+    }
+}
+
+impl Wait {
+    pub(super) async fn execute(self) -> Outcome {
+        let client = Client::new(&self.remote)?;
+        let timeout = self.timeout.map(|timeout| timeout.0);
+        wait_for(&client, self.ids, timeout, self.quiet).await
+    }
+}
+
+/// Waits until all of `ids` have ended, and prints each as it does.
+async fn wait_for(
+    client: &Client,
+    mut ids: Vec<String>,
+    timeout: Option<Duration>,
+    quiet: bool,
+) -> Outcome {
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let mut all_complete = true;
+    let mut silent = 0;
+    loop {
+        let mut running = Vec::new();
+        for id in ids {
+            match client.get(&id, "MINIMAL").await.and_then(show::read) {
+                Ok(task) if task.state.is_terminal() => {
+                    silent = 0;
+                    all_complete &= task.state == State::Complete;
+                    if !quiet {
+                        print(&format!("{id} {}\n", task.state))?;
+                    }
+                }
+                Ok(_) => {
+                    silent = 0;
+                    running.push(id);
+                }
+                // A server that restarts is no reason to give up; a task that is not there is.
+                Err(error) if error.starts_with("no answer") && silent < PATIENCE => {
+                    silent += 1;
+                    running.push(id);
+                }
+                Err(error) => return Err(Failure::Error(format!("{id}: {error}"))),
+            }
+        }
+        ids = running;
+        if ids.is_empty() {
+            break;
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(Failure::Error(format!(
+                "{} tasks have not ended in time",
+                ids.len()
+            )));
+        }
+        sleep(POLL).await;
+    }
+    if all_complete {
+        Ok(())
+    } else {
+        Err(Failure::Status(1))
+    }
+}

@@ -1,0 +1,134 @@
+//! Reading request bodies: bounded in size, in time, and in memory over all requests.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, StatusCode, header};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::error::ApiError;
+
+/// How much of a body that is too large is still read (and thrown away): a client that is cut
+/// off while it sends sees a broken connection instead of the reply that explains it.
+const DRAIN: usize = 64 << 20;
+/// One permit of the budget.
+const UNIT: usize = 4 << 10;
+
+/// Reads bodies within a budget of memory that all requests share.
+#[derive(Debug)]
+pub(crate) struct BodyReader {
+    limit: usize,
+    timeout: Duration,
+    budget: Semaphore,
+}
+
+/// A body, and its share of the budget until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Whole<'a> {
+    pub(crate) bytes: Bytes,
+    _share: SemaphorePermit<'a>,
+}
+
+impl BodyReader {
+    /// Bodies of at most `limit` bytes that arrive within `timeout`; sixteen of the largest
+    /// fit into memory at once.
+    pub(crate) fn new(limit: usize, timeout: Duration) -> Self {
+        Self {
+            limit,
+            timeout,
+            budget: Semaphore::new(permits(limit) as usize * 16),
+        }
+    }
+
+    /// The whole body.
+    pub(crate) async fn read(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<Whole<'_>, ApiError> {
+        match tokio::time::timeout(self.timeout, self.read_slowly(headers, body)).await {
+            Ok(result) => result,
+            Err(_) => Err(ApiError::new(
+                StatusCode::REQUEST_TIMEOUT,
+                format!(
+                    "the request body did not arrive within {} seconds",
+                    self.timeout.as_secs()
+                ),
+            )),
+        }
+    }
+
+    async fn read_slowly(
+        &self,
+        headers: &HeaderMap,
+        mut body: Body,
+    ) -> Result<Whole<'_>, ApiError> {
+        let announced = headers
+            .get(header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+        if announced.is_some_and(|length| length > self.limit) {
+            // One that asked first, and waits, need not send it at all.
+            if !headers.contains_key(header::EXPECT) {
+                drain(body, DRAIN).await;
+            }
+            return Err(self.too_large());
+        }
+        let share = self
+            .budget
+            .acquire_many(permits(announced.unwrap_or(self.limit)))
+            .await
+            .map_err(ApiError::internal)?;
+        let mut whole = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| {
+                ApiError::bad_request("the request body ended before it was complete")
+            })?;
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            if whole.len() + data.len() > self.limit {
+                drop(whole);
+                drain(body, DRAIN).await;
+                return Err(self.too_large());
+            }
+            if whole.is_empty() && announced == Some(data.len()) {
+                // The usual small body, in one piece: no copy.
+                return Ok(Whole {
+                    bytes: data,
+                    _share: share,
+                });
+            }
+            whole.extend_from_slice(&data);
+        }
+        Ok(Whole {
+            bytes: whole.freeze(),
+            _share: share,
+        })
+    }
+
+    fn too_large(&self) -> ApiError {
+        ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!(
+                "the task document is larger than the {} that this server accepts",
+                tesk_core::config::ByteSize(self.limit as u64)
+            ),
+        )
+    }
+}
+
+fn permits(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT).max(1)).unwrap_or(u32::MAX)
+}
+
+async fn drain(mut body: Body, mut left: usize) {
+    while let Some(Ok(frame)) = body.frame().await {
+        let read = frame.data_ref().map_or(0, Bytes::len);
+        match left.checked_sub(read) {
+            Some(rest) => left = rest,
+            None => return,
+        }
+    }
+}

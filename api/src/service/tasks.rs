@@ -1,0 +1,248 @@
+//! Create, get, list, cancel.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
+use tesk_core::scheduler::store::{IdempotencyKey, RawRecord};
+use tesk_core::scheduler::{self, Created, NewTask, Query, TaskId};
+use tesk_core::tes::{self, Accepted, ListRequest, Rejection, UrlSecrets, View, page, view};
+
+use super::App;
+use super::error::ApiError;
+use crate::auth::Caller;
+
+/// Documents from this size on are read on a thread of their own: a worker that parses
+/// megabytes answers nobody else.
+const LARGE: usize = 256 << 10;
+
+/// `CreateTask`. One atomic commit; nothing that can fail follows it.
+pub(super) async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    if app.stopping.load(Ordering::Relaxed) {
+        return Err(ApiError::unavailable("the server is stopping"));
+    }
+    check_content_type(&headers)?;
+    let key = idempotency_key(&headers)?;
+    let body = app.bodies.read(&headers, body).await?;
+    if body.bytes.is_empty() {
+        return Err(ApiError::bad_request(
+            "the request has no body; it must be a task document",
+        ));
+    }
+    let (accepted, document) = if body.bytes.len() < LARGE {
+        accept(&body.bytes, &app)?
+    } else {
+        let (bytes, app) = (body.bytes.clone(), app.clone());
+        tokio::task::spawn_blocking(move || accept(&bytes, &app))
+            .await
+            .map_err(ApiError::internal)??
+    };
+    let Accepted {
+        task,
+        secrets,
+        warnings,
+    } = accepted;
+    let idempotency = key.map(|key| IdempotencyKey {
+        key,
+        digest: digest(&document, &secrets),
+        ttl: app.idempotency,
+    });
+    let created = app
+        .store
+        .create(NewTask {
+            id: TaskId::random(),
+            owner: caller.owner,
+            document,
+            name: task.name,
+            tags: task.tags.into_iter().flatten().collect(),
+            secrets,
+            warnings,
+            idempotency,
+        })
+        .await?;
+    match created {
+        Created::New(id) | Created::Existing(id) => {
+            Ok(reply(format!(r#"{{"id":"{id}"}}"#).into_bytes()))
+        }
+        Created::KeyReused => Err(ApiError::new(
+            StatusCode::CONFLICT,
+            "this Idempotency-Key was used for another task document",
+        )),
+    }
+}
+
+/// What is stored of a document, and its text.
+fn accept(body: &[u8], app: &App) -> Result<(Accepted, Arc<str>), ApiError> {
+    let accepted = tes::accept(body, &app.rules)?;
+    let document = serde_json::to_string(&accepted.task).map_err(ApiError::internal)?;
+    Ok((accepted, document.into()))
+}
+
+fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let essence = value.to_str().unwrap_or_default();
+    let essence = essence.split(';').next().unwrap_or_default().trim();
+    if essence.is_empty()
+        || essence.eq_ignore_ascii_case("application/json")
+        || essence.to_ascii_lowercase().ends_with("+json")
+    {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "a task document is sent as application/json",
+    ))
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(value) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
+    let bytes = value.as_bytes();
+    if !(1..=255).contains(&bytes.len()) || !bytes.iter().all(u8::is_ascii_graphic) {
+        return Err(ApiError::bad_request(
+            "Idempotency-Key: must be 1 to 255 visible ASCII characters",
+        ));
+    }
+    Ok(Some(value.to_str().unwrap_or_default().to_owned()))
+}
+
+/// Of what is stored, so that two spellings of one task are the same; of the passwords too,
+/// which the document does not show.
+fn digest(document: &str, secrets: &UrlSecrets) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    digest.update((document.len() as u64).to_le_bytes());
+    digest.update(document);
+    for (field, secret) in &secrets.0 {
+        for text in [field, secret] {
+            digest.update((text.len() as u64).to_le_bytes());
+            digest.update(text);
+        }
+    }
+    digest.finalize().into()
+}
+
+/// `GetTask` and `CancelTask`: the method belongs to the whole last segment, of which `:cancel`
+/// is a suffix.
+pub(super) async fn one(
+    State(app): State<App>,
+    method: Method,
+    path: Result<Path<String>, PathRejection>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let Ok(Path(segment)) = path else {
+        return Err(ApiError::no_such_task());
+    };
+    match (segment.strip_suffix(":cancel"), method) {
+        (Some(id), Method::POST) => cancel(&app, id, &headers).await,
+        (Some(_), _) => Err(ApiError::method_not_allowed("POST")),
+        (None, Method::GET | Method::HEAD) => {
+            show(&app, &segment, query.as_deref(), &headers).await
+        }
+        (None, _) => Err(ApiError::method_not_allowed("GET, HEAD")),
+    }
+}
+
+async fn show(
+    app: &App,
+    id: &str,
+    query: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
+    let caller = app.auth.authenticate(headers).await?;
+    let view: View = parameters(query)
+        .filter(|(name, _)| name == "view")
+        .last()
+        .map_or(Ok(View::default()), |(_, value)| value.parse())
+        .map_err(|error| Rejection::Invalid(vec![error]))?;
+    let id: TaskId = id.parse().map_err(|_| ApiError::no_such_task())?;
+    let record = if view.needs_document() {
+        app.store.get_raw(&id).await?
+    } else {
+        app.store.head(&id).await?.map(|head| RawRecord {
+            head,
+            document: "".into(),
+            logs: "".into(),
+        })
+    };
+    let record = record
+        .filter(|record| caller.may_see(&record.head.owner))
+        .ok_or_else(ApiError::no_such_task)?;
+    let mut out = Vec::with_capacity(64 + record.document.len() + record.logs.len());
+    view::write(&mut out, &record, view).map_err(ApiError::internal)?;
+    Ok(reply(out))
+}
+
+async fn cancel(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, ApiError> {
+    let caller = app.auth.authenticate(headers).await?;
+    let id: TaskId = id.parse().map_err(|_| ApiError::no_such_task())?;
+    let head = app.store.head(&id).await?;
+    head.filter(|head| caller.may_see(&head.owner))
+        .ok_or_else(ApiError::no_such_task)?;
+    scheduler::cancel(&*app.store, &id).await?;
+    Ok(reply(b"{}".to_vec()))
+}
+
+/// `ListTasks`.
+pub(super) async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let query: Vec<(String, String)> = parameters(query.as_deref()).collect();
+    let request = ListRequest::parse(&query)?;
+    let page = app
+        .store
+        .list(&Query {
+            filter: request.filter,
+            user: caller.scope(),
+            after: request.after,
+            limit: request.page_size,
+            documents: request.view.needs_document(),
+        })
+        .await?;
+    let size: usize = page
+        .tasks
+        .iter()
+        .map(|task| 64 + task.document.len() + task.logs.len())
+        .sum();
+    let mut out = Vec::with_capacity(64 + size);
+    out.extend_from_slice(br#"{"tasks":["#);
+    for (index, task) in page.tasks.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        view::write(&mut out, task, request.view).map_err(ApiError::internal)?;
+    }
+    out.push(b']');
+    if let Some(position) = page.next {
+        // A token holds nothing that JSON would escape.
+        out.extend_from_slice(br#","next_page_token":""#);
+        out.extend_from_slice(page::encode(&position).as_bytes());
+        out.push(b'"');
+    }
+    out.push(b'}');
+    Ok(reply(out))
+}
+
+/// The decoded parameters of a query string, in their order.
+fn parameters(query: Option<&str>) -> impl Iterator<Item = (String, String)> {
+    url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned()
+}
+
+fn reply(json: Vec<u8>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], json).into_response()
+}

@@ -1,0 +1,515 @@
+//! The `tesk` program as a person starts it. Tasks run as processes of this machine; where
+//! that is not possible (no user name spaces), those tests say so and end.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn tesk() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tesk"));
+    for (name, _) in std::env::vars() {
+        if name.starts_with("TESK_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A `tesk serve` of its own.
+struct Server {
+    child: Child,
+    address: String,
+    /// Keeps the pipe open: a server must not die of a lost reader.
+    _stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Server {
+    fn start(data: &Path, more: &[&str]) -> Self {
+        let mut child = tesk()
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--runtime",
+                "host",
+                "--data",
+            ])
+            .arg(data)
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut address = String::new();
+        let mut line = String::new();
+        while stdout.read_line(&mut line).unwrap() > 0 && line != "ready\n" {
+            if let Some(url) = line.trim().strip_prefix("API") {
+                address.push_str(url.trim().trim_end_matches("/ga4gh/tes/v1"));
+            }
+            line.clear();
+        }
+        assert_eq!(line, "ready\n", "the server did not start");
+        Self {
+            child,
+            address,
+            _stdout: stdout,
+        }
+    }
+
+    fn client(&self, arguments: &[&str]) -> Output {
+        run(tesk().args(arguments).env("TESK_SERVER", &self.address))
+    }
+
+    /// Standard output of a client command that succeeds.
+    fn ask(&self, arguments: &[&str]) -> String {
+        let output = self.client(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            text(&output.stderr)
+        );
+        text(&output.stdout)
+    }
+
+    fn submit(&self, task: &Value) -> String {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), task.to_string()).unwrap();
+        self.ask(&["submit", file.path().to_str().unwrap()])
+            .trim()
+            .to_owned()
+    }
+
+    fn state(&self, id: &str) -> String {
+        let task: Value = serde_json::from_str(&self.ask(&["get", id, "--json"])).unwrap();
+        task["state"].as_str().unwrap().to_owned()
+    }
+
+    fn wait_for_state(&self, id: &str, wanted: &str) {
+        let start = Instant::now();
+        while self.state(id) != wanted {
+            assert!(
+                start.elapsed() < Duration::from_secs(30),
+                "{} is not {wanted}",
+                self.state(id)
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn terminate(&mut self) -> i32 {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap().code().unwrap_or(-1)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether tasks can run here as processes.
+fn has_sandbox() -> bool {
+    let folder = TempDir::new().unwrap();
+    let output = run(tesk()
+        .args(["run", "--runtime", "host"])
+        .arg(task_file(&folder, &command(&["true"]))));
+    let error = text(&output.stderr);
+    if error.contains("name spaces") {
+        eprintln!("not run: {error}");
+        return false;
+    }
+    true
+}
+
+fn command(argv: &[&str]) -> Value {
+    json!({ "executors": [{ "image": "none", "command": argv }] })
+}
+
+fn task_file(folder: &TempDir, task: &Value) -> std::path::PathBuf {
+    let path = folder.path().join("task.json");
+    std::fs::write(&path, task.to_string()).unwrap();
+    path
+}
+
+#[test]
+fn run_brings_a_task_with_relative_urls_to_complete() {
+    if !has_sandbox() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let out = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("in.txt"), "one\ntwo\n").unwrap();
+    let file = task_file(
+        &folder,
+        &json!({
+            "inputs": [{ "url": "in.txt", "path": "/work/in.txt" }],
+            "outputs": [{ "url": "results/out.txt", "path": "/work/out.txt" }],
+            "executors": [{
+                "image": "none", "command": ["wc", "-l"],
+                "stdin": "/work/in.txt", "stdout": "/work/out.txt",
+            }],
+        }),
+    );
+    let output = run(tesk()
+        .current_dir(out.path())
+        .args(["run", "--runtime", "host"])
+        .arg(&file));
+    let shown = text(&output.stdout);
+    assert!(output.status.success(), "{shown}{}", text(&output.stderr));
+    assert!(shown.trim_end().ends_with("COMPLETE"), "{shown}");
+    assert!(
+        shown.contains("QUEUED") && shown.contains("results/out.txt"),
+        "{shown}"
+    );
+    let result = std::fs::read_to_string(out.path().join("results/out.txt")).unwrap();
+    assert_eq!(result.trim(), "2");
+}
+
+#[test]
+fn run_fails_with_the_executor_and_shows_what_it_wrote() {
+    if !has_sandbox() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let file = task_file(
+        &folder,
+        &command(&["sh", "-c", "echo to the log >&2; exit 3"]),
+    );
+    let output = run(tesk()
+        .args(["run", "--runtime", "host", "--json"])
+        .arg(&file));
+    assert_eq!(output.status.code(), Some(1));
+    let task: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(task["state"], "EXECUTOR_ERROR");
+    assert_eq!(task["logs"][0]["logs"][0]["exit_code"], 3);
+    assert_eq!(task["logs"][0]["logs"][0]["stderr"], "to the log\n");
+    assert!(text(&output.stderr).contains("exit code 3"));
+}
+
+#[test]
+fn interrupting_run_cancels_the_task() {
+    if !has_sandbox() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let file = task_file(&folder, &command(&["sleep", "100"]));
+    let mut child = tesk()
+        .args(["run", "--runtime", "host"])
+        .arg(&file)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("RUNNING") {
+        line.clear();
+        assert!(stdout.read_line(&mut line).unwrap() > 0, "it never ran");
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let rest: Vec<_> = stdout.lines().map(Result::unwrap).collect();
+    assert!(rest.last().unwrap().ends_with("CANCELED"), "{rest:?}");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn run_refuses_a_bad_task_file_naming_its_faults() {
+    let folder = TempDir::new().unwrap();
+    let file = task_file(
+        &folder,
+        &json!({ "executors": [{ "image": "", "command": [] }] }),
+    );
+    let output = run(tesk().args(["run", "--runtime", "host"]).arg(&file));
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    assert!(error.contains("executors[0].image: ") && error.contains("executors[0].command: "));
+    std::fs::write(&file, "{\n oops").unwrap();
+    let error = text(&run(tesk().arg("run").arg(&file)).stderr);
+    assert!(
+        error.starts_with("tesk: ") && error.contains("line 2"),
+        "{error}"
+    );
+    let error = text(&run(tesk().args(["run", "/no/such/file"])).stderr);
+    assert!(
+        error.starts_with("tesk: cannot read /no/such/file"),
+        "{error}"
+    );
+    assert_eq!(
+        run(tesk().args(["run", "--nonsense"])).status.code(),
+        Some(2)
+    );
+}
+
+#[test]
+fn serve_takes_tasks_through_the_client_to_their_end() {
+    if !has_sandbox() {
+        return;
+    }
+    let (data, files) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let allowed = files.path().to_str().unwrap();
+    let mut server = Server::start(data.path(), &["--allow-path", allowed]);
+    let canonical = files.path().canonicalize().unwrap();
+    let id = server.submit(&json!({
+        "name": "greeting", "tags": { "kind": "test" },
+        "outputs": [{ "url": canonical.join("out.txt"), "path": "/work/out.txt" }],
+        "executors": [{ "image": "none", "command": ["echo", "hello"], "stdout": "/work/out.txt" }],
+    }));
+    assert_eq!(
+        server.ask(&["wait", &id, "--timeout", "30s"]),
+        format!("{id} COMPLETE\n")
+    );
+    assert_eq!(
+        std::fs::read_to_string(files.path().join("out.txt")).unwrap(),
+        "hello\n"
+    );
+    let shown = server.ask(&["get", &id]);
+    assert!(
+        shown.contains("greeting") && shown.contains("exit code 0"),
+        "{shown}"
+    );
+    assert!(
+        server
+            .ask(&["logs", "-f", &id])
+            .contains("--- executor 1 stdout\nhello\n")
+    );
+    let listed = server.ask(&["list", "--tag", "kind=test", "--state", "complete"]);
+    assert_eq!(listed.lines().count(), 2, "{listed}");
+    assert_eq!(
+        server
+            .ask(&["list", "--name-prefix", "other"])
+            .lines()
+            .count(),
+        1
+    );
+    let all: Value = serde_json::from_str(&server.ask(&["list", "--all", "--json"])).unwrap();
+    assert_eq!(all["tasks"][0]["id"], id);
+
+    let failing = server.submit(&command(&["false"]));
+    assert_eq!(
+        server.client(&["wait", "-q", &failing]).status.code(),
+        Some(1)
+    );
+    let long = server.submit(&command(&["sleep", "100"]));
+    server.wait_for_state(&long, "RUNNING");
+    server.ask(&["cancel", &long]);
+    server.wait_for_state(&long, "CANCELED");
+    let unknown = server.client(&["get", "tnothing"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown.stderr).starts_with("tesk: tnothing: there is no task"));
+    assert_eq!(server.terminate(), 0);
+}
+
+#[test]
+fn a_server_that_is_killed_finds_its_tasks_again() {
+    if !has_sandbox() {
+        return;
+    }
+    let data = TempDir::new().unwrap();
+    let mut server = Server::start(data.path(), &[]);
+    let done = server.submit(&command(&["true"]));
+    server.wait_for_state(&done, "COMPLETE");
+    let running = server.submit(&command(&["sleep", "2"]));
+    server.wait_for_state(&running, "RUNNING");
+    server.child.kill().unwrap();
+    server.child.wait().unwrap();
+
+    let server = Server::start(data.path(), &[]);
+    assert_eq!(server.state(&done), "COMPLETE");
+    server.wait_for_state(&running, "COMPLETE");
+    let task: Value = serde_json::from_str(&server.ask(&["get", &running, "--json"])).unwrap();
+    assert_eq!(
+        task["logs"].as_array().unwrap().len(),
+        1,
+        "it was adopted, not run again"
+    );
+}
+
+#[test]
+fn a_taken_port_and_a_taken_data_directory_are_said_clearly() {
+    if !has_sandbox() {
+        return;
+    }
+    let (data, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let server = Server::start(data.path(), &[]);
+    let address = server.address.strip_prefix("http://").unwrap();
+    let serve = |listen: &str, data: &Path| {
+        let output = run(tesk()
+            .args(["serve", "--runtime", "host", "--listen", listen, "--data"])
+            .arg(data));
+        assert_eq!(output.status.code(), Some(1));
+        text(&output.stderr)
+    };
+    let error = serve(address, other.path());
+    assert!(
+        error.starts_with("tesk: cannot listen on") && error.contains("--listen"),
+        "{error}"
+    );
+    let error = serve("127.0.0.1:0", data.path());
+    assert!(
+        error.contains("tesk: the data directory") && error.contains("in use"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_open_server_does_not_start_beyond_loopback() {
+    let data = TempDir::new().unwrap();
+    let output = run(tesk()
+        .args(["serve", "--listen", "0.0.0.0:0", "--data"])
+        .arg(data.path()));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("without authentication"));
+}
+
+#[test]
+fn a_password_in_a_url_is_in_no_log() {
+    if !has_sandbox() {
+        return;
+    }
+    let data = TempDir::new().unwrap();
+    let log = data.path().join("log");
+    let mut child = tesk()
+        .args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--runtime",
+            "host",
+            "--data",
+        ])
+        .arg(data.path().join("data"))
+        .env("TESK_SERVER__LOG", "trace")
+        .stdout(Stdio::piped())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    let api = lines.find(|line| line.contains("API")).unwrap();
+    let server = api.trim().strip_prefix("API").unwrap().trim().to_owned();
+    lines.find(|line| line == "ready").unwrap();
+    let folder = TempDir::new().unwrap();
+    let url = "http://ada:hunter2@127.0.0.1:9/x?X-Amz-Signature=hunter2";
+    let task = json!({
+        "inputs": [{ "url": url, "path": "/a", "type": "FILE" }],
+        "executors": [{ "image": "none", "command": ["true"], "env": { "SECRET": "hunter2" } }],
+    });
+    let submit = run(tesk()
+        .arg("submit")
+        .arg(task_file(&folder, &task))
+        .env("TESK_SERVER", &server));
+    assert!(submit.status.success(), "{}", text(&submit.stderr));
+    std::thread::sleep(Duration::from_secs(1));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains("/ga4gh/tes/v1/tasks"), "{log}");
+    assert!(!log.contains("hunter2"), "{log}");
+}
+
+#[test]
+fn config_check_names_what_is_wrong_and_shows_what_is_on() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("tesk.toml");
+    let check = |content: &str| {
+        std::fs::write(&file, content).unwrap();
+        run(tesk().args(["config", "check", "--config"]).arg(&file))
+    };
+    let path = folder.path().display();
+    let good = check(&format!(
+        "[[storage]]\ntype = \"pvc\"\nprefix = \"file:///data\"\npath = \"{path}\"\n"
+    ));
+    let shown = text(&good.stdout);
+    assert!(good.status.success(), "{}", text(&good.stderr));
+    assert!(
+        shown.contains("file:///data") && shown.contains("is valid"),
+        "{shown}"
+    );
+    for (content, message) in [
+        ("[server]\nlisten = 5\n", "listen"),
+        (
+            "[[storage]]\ntype = \"ftpp\"\nprefix = \"ftp://x\"\n",
+            "ftpp",
+        ),
+        (
+            "[[storage]]\ntype = \"pvc\"\nprefix = \"file:///data\"\npth = \"/\"\n",
+            "pth",
+        ),
+        ("[auth]\nusers = \"/no/such/users\"\n", "/no/such/users"),
+    ] {
+        let bad = check(content);
+        assert_eq!(bad.status.code(), Some(1), "{content}");
+        let error = text(&bad.stderr);
+        assert!(
+            error.starts_with("tesk: ") && error.contains(message),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn credentials_that_auth_makes_open_the_server() {
+    if !has_sandbox() {
+        return;
+    }
+    let (data, folder) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let made = run(tesk().args(["auth", "token", "ada"]));
+    let token = text(&made.stderr)
+        .trim()
+        .strip_prefix("token: ")
+        .unwrap()
+        .to_owned();
+    let users = folder.path().join("users.toml");
+    std::fs::write(&users, &made.stdout).unwrap();
+    let config = folder.path().join("tesk.toml");
+    std::fs::write(&config, format!("[auth]\nusers = {users:?}\n")).unwrap();
+    let server = Server::start(data.path(), &["--config", config.to_str().unwrap()]);
+    let refused = server.client(&["list"]);
+    assert!(
+        text(&refused.stderr).contains("HTTP 401"),
+        "{}",
+        text(&refused.stderr)
+    );
+    let list = |token: &str| {
+        run(tesk()
+            .arg("list")
+            .env("TESK_SERVER", &server.address)
+            .env("TESK_TOKEN", token))
+    };
+    assert!(list(&token).status.success());
+    // A token that is taken away stops working without a restart.
+    std::fs::write(&users, "").unwrap();
+    let start = Instant::now();
+    while list(&token).status.success() {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn completions_know_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(tesk().args(["completions", shell]));
+        let script = text(&output.stdout);
+        assert!(output.status.success() && script.contains("submit"));
+        assert!(!script.contains("__attempt"), "{shell}");
+    }
+}

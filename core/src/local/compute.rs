@@ -1,0 +1,344 @@
+//! Attempts as processes of this machine.
+//!
+//! Each attempt is a process of its own, in a session of its own, which outlives this one: it
+//! is started by the [`Launcher`] and does all the work ([`attempt`](super::attempt)). What is
+//! known of it is what lies in its [directory](directory).
+
+pub(in crate::local) mod directory;
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::AsyncReadExt as _;
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+
+use self::directory::{Claim, Directory, Order, started_ticks};
+use super::remove::remove_tree;
+use super::runtime::Runtime;
+use crate::plan::Plan;
+use crate::scheduler::TaskId;
+use crate::scheduler::compute::{AttemptId, Compute, ComputeError, Observed, Phase, Refusal};
+
+/// How often an attempt that an earlier process of the engine started is looked at.
+const ADOPTED: Duration = Duration::from_millis(200);
+/// How long an attempt may take beyond its grace before its process is killed.
+const OVERDUE: Duration = Duration::from_secs(30);
+
+/// The program that is started for each attempt: with `arguments` and then the attempt's
+/// directory. It has to call [`attempt::main`](super::attempt::main) at once.
+#[derive(Clone, Debug)]
+pub struct Launcher {
+    /// The program; usually the engine's own.
+    pub program: PathBuf,
+    /// What comes before the directory.
+    pub arguments: Vec<String>,
+}
+
+/// How attempts are run.
+#[derive(Debug)]
+pub(super) struct Settings {
+    /// The data directory.
+    pub(super) data: PathBuf,
+    pub(super) launcher: Launcher,
+    pub(super) runtime: Runtime,
+    /// Bytes kept of the end of each stream.
+    pub(super) tail: usize,
+}
+
+/// Runs attempts on this machine.
+#[derive(Clone, Debug)]
+pub(super) struct LocalCompute {
+    settings: Arc<Settings>,
+    attempts: PathBuf,
+    hints: Hints,
+}
+
+impl LocalCompute {
+    /// Needs a Tokio runtime: it watches over the attempts that run already.
+    pub(super) fn open(settings: Settings) -> io::Result<Self> {
+        let attempts = settings.data.join("attempts");
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&attempts)?;
+        let compute = Self {
+            settings: Arc::new(settings),
+            attempts,
+            hints: Hints::default(),
+        };
+        compute.remove_drafts()?;
+        for attempt in compute.list()? {
+            let (directory, hints) = (compute.directory(&attempt), compute.hints.clone());
+            tokio::spawn(watch_adopted(directory, attempt, hints));
+        }
+        Ok(compute)
+    }
+
+    fn directory(&self, attempt: &AttemptId) -> Directory {
+        Directory::at(self.attempts.join(attempt.to_string()))
+    }
+
+    fn list(&self) -> io::Result<Vec<AttemptId>> {
+        let mut attempts = Vec::new();
+        for entry in fs::read_dir(&self.attempts)? {
+            let name = entry?.file_name();
+            attempts.extend(name.to_str().and_then(attempt_id));
+        }
+        Ok(attempts)
+    }
+
+    /// Removes what an earlier process was making or removing when it died.
+    fn remove_drafts(&self) -> io::Result<()> {
+        let mut drafts = Vec::new();
+        for entry in fs::read_dir(&self.attempts)? {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                drafts.push(entry.path());
+            }
+        }
+        let runtime = self.settings.runtime.clone();
+        tokio::spawn(async move {
+            for draft in drafts {
+                if let Err(error) = remove_tree(&draft, &runtime).await {
+                    tracing::warn!(path = %draft.display(), %error, "cannot remove");
+                }
+            }
+        });
+        Ok(())
+    }
+
+    async fn claim(&self, attempt: &AttemptId, plan: &Plan) -> io::Result<Option<Claim>> {
+        let order = Order {
+            attempt: attempt.clone(),
+            plan: plan.clone(),
+            runtime: self.settings.runtime.clone(),
+            tail: self.settings.tail,
+            data: self.settings.data.clone(),
+        };
+        let parent = self.attempts.clone();
+        tokio::task::spawn_blocking(move || {
+            Directory::claim(&parent, &order.attempt.to_string(), &order)
+        })
+        .await
+        .map_err(io::Error::other)?
+    }
+
+    /// Starts the attempt's process, which inherits the lock as its standard input.
+    fn launch(&self, claim: Claim) -> io::Result<(Child, Directory)> {
+        let Claim { directory, lock } = claim;
+        let launcher = &self.settings.launcher;
+        let child = Command::new(&launcher.program)
+            .args(&launcher.arguments)
+            .arg(directory.path())
+            .current_dir("/")
+            .stdin(Stdio::from(lock))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::from(directory.open_log()?))
+            .spawn()?;
+        Ok((child, directory))
+    }
+}
+
+#[async_trait]
+impl Compute for LocalCompute {
+    async fn submit(&self, attempt: &AttemptId, plan: &Plan) -> Result<(), Refusal> {
+        let failed = |error: io::Error| ComputeError(format!("cannot start {attempt}: {error}"));
+        let Some(claim) = self.claim(attempt, plan).await.map_err(failed)? else {
+            return Ok(());
+        };
+        // If this fails the lock is free from here on: the attempt is lost, and another follows.
+        let (child, directory) = self.launch(claim).map_err(failed)?;
+        tokio::spawn(watch_child(
+            child,
+            directory,
+            attempt.clone(),
+            self.hints.clone(),
+        ));
+        Ok(())
+    }
+
+    async fn observe(&self, attempt: &AttemptId) -> Result<Observed, ComputeError> {
+        let failed = |error: io::Error| ComputeError(format!("cannot look at {attempt}: {error}"));
+        let directory = self.directory(attempt);
+        if !directory.exists().map_err(failed)? {
+            return Ok(Observed::absent());
+        }
+        // The lock first: what an attempt writes is final once it is free.
+        let locked = directory.is_locked().map_err(failed)?;
+        let status = directory.status().map_err(failed)?;
+        let phase = match (&status, locked) {
+            (None, true) => Phase::Pending(None),
+            (Some(status), true) if status.running => Phase::Running,
+            (Some(_), true) => Phase::Initializing,
+            (_, false) => match directory.report() {
+                Ok(Some(report)) => Phase::Finished(Box::new(report)),
+                unreadable => {
+                    // Executors in containers outlive the attempt's process.
+                    if let Err(error) = self.settings.runtime.end_containers(attempt).await {
+                        return Err(ComputeError(format!("cannot end {attempt}: {error}")));
+                    }
+                    let reason = match unreadable {
+                        Err(error) => format!("its report cannot be read: {error}"),
+                        _ => match directory.last_words() {
+                            Some(words) => format!("its process ended without a report: {words}"),
+                            None => "its process ended without a report".to_owned(),
+                        },
+                    };
+                    Phase::Lost {
+                        reason,
+                        preempted: false,
+                    }
+                }
+            },
+        };
+        let (started, executors, notes, progress) = match status {
+            Some(s) => (Some(s.started), s.executors, s.notes, s.progress),
+            None => (None, Vec::new(), Vec::new(), None),
+        };
+        Ok(Observed {
+            phase,
+            started,
+            executors,
+            notes,
+            progress,
+        })
+    }
+
+    async fn watch(&self) -> Result<BoxStream<'static, AttemptId>, ComputeError> {
+        let receiver = self.hints.subscribe();
+        let stream = futures_util::stream::unfold(receiver, |mut receiver| async move {
+            let attempt = receiver.recv().await?;
+            Some((attempt, receiver))
+        });
+        Ok(stream.boxed())
+    }
+
+    async fn cancel(&self, attempt: &AttemptId, grace: Duration) -> Result<(), ComputeError> {
+        let failed = |error: io::Error| ComputeError(format!("cannot cancel {attempt}: {error}"));
+        let directory = self.directory(attempt);
+        if !directory.exists().map_err(failed)? {
+            return Ok(());
+        }
+        match directory.cancel() {
+            None => directory.set_cancel(grace).map_err(failed),
+            Some((grace, ago)) if ago > grace + OVERDUE => kill(&directory).map_err(failed),
+            Some(_) => Ok(()),
+        }
+    }
+
+    async fn remove(&self, attempt: &AttemptId) -> Result<(), ComputeError> {
+        let failed = |error: io::Error| ComputeError(format!("cannot remove {attempt}: {error}"));
+        let directory = self.directory(attempt);
+        if !directory.exists().map_err(failed)? {
+            return Ok(());
+        }
+        if directory.is_locked().map_err(failed)? {
+            return Err(ComputeError(format!("{attempt} still runs")));
+        }
+        // Gone for everyone at once; a crash meanwhile leaves a draft, which the next start
+        // removes.
+        let gone = self
+            .attempts
+            .join(format!(".gone-{attempt}-{:08x}", rand::random::<u32>()));
+        fs::rename(directory.path(), &gone).map_err(failed)?;
+        remove_tree(&gone, &self.settings.runtime)
+            .await
+            .map_err(failed)
+    }
+
+    async fn attempts(&self) -> Result<Vec<AttemptId>, ComputeError> {
+        self.list()
+            .map_err(|error| ComputeError(format!("cannot list attempts: {error}")))
+    }
+}
+
+/// Who wants to know of attempts that changed.
+#[derive(Clone, Debug, Default)]
+struct Hints(Arc<Mutex<Vec<mpsc::UnboundedSender<AttemptId>>>>);
+
+impl Hints {
+    fn subscribe(&self) -> mpsc::UnboundedReceiver<AttemptId> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.lock().push(sender);
+        receiver
+    }
+
+    fn send(&self, attempt: &AttemptId) {
+        self.lock()
+            .retain(|sender| sender.send(attempt.clone()).is_ok());
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<mpsc::UnboundedSender<AttemptId>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells of a child's changes: it writes a byte for each, and its end closes the pipe.
+async fn watch_child(mut child: Child, directory: Directory, attempt: AttemptId, hints: Hints) {
+    if let Some(mut stdout) = child.stdout.take() {
+        let mut buffer = [0; 256];
+        while stdout.read(&mut buffer).await.is_ok_and(|read| read > 0) {
+            hints.send(&attempt);
+        }
+    }
+    if let Err(error) = child.wait().await {
+        tracing::warn!(%attempt, %error, "cannot wait for an attempt");
+    }
+    // A sandbox ends a little after the attempt that it lost.
+    while directory.is_locked().unwrap_or(false) {
+        tokio::time::sleep(ADOPTED / 4).await;
+    }
+    hints.send(&attempt);
+}
+
+/// Tells of the changes of an attempt that is not our child.
+async fn watch_adopted(directory: Directory, attempt: AttemptId, hints: Hints) {
+    let modified = |path: &Path| path.join("status.json").metadata()?.modified();
+    let mut seen = None;
+    while directory.is_locked().unwrap_or(false) {
+        let now = modified(directory.path()).ok();
+        if now != seen {
+            seen = now;
+            hints.send(&attempt);
+        }
+        tokio::time::sleep(ADOPTED).await;
+    }
+    hints.send(&attempt);
+}
+
+/// Kills the process of an attempt that did not heed its cancel. Its sandbox ends with it.
+fn kill(directory: &Directory) -> io::Result<()> {
+    let Some(status) = directory.status()? else {
+        return Ok(());
+    };
+    let (pid, started) = status.process;
+    let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return Ok(());
+    };
+    match pidfd_open(process, PidfdFlags::empty()) {
+        // Looked at after it was opened: it is this process, or an other with the same number.
+        Ok(handle) if started_ticks(pid) == Some(started) => {
+            tracing::warn!(pid, directory = %directory.path().display(), "killing an attempt that does not end");
+            Ok(pidfd_send_signal(handle, Signal::KILL)?)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads `<task>-<number>`.
+fn attempt_id(name: &str) -> Option<AttemptId> {
+    let (task, number) = name.rsplit_once('-')?;
+    let number = number.parse().ok().filter(|number| *number > 0)?;
+    let task: TaskId = task.parse().ok()?;
+    Some(AttemptId { task, number })
+}

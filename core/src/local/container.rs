@@ -1,0 +1,471 @@
+//! Executors in containers of podman or docker, driven by their commands.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::attempt::{ExecutorEnd, NotStarted};
+use super::compute::directory::Order;
+use super::runtime::{Engine, EngineKind};
+use crate::plan::{OutputSource, PlannedExecutor, glob::Pattern};
+use crate::process::{self, Command, Ended};
+use crate::rooted::{RelPath, Root};
+use crate::tes::ExecutorLog;
+
+/// The least memory a container is given: below it not even a shell starts.
+const MEMORY_FLOOR: u64 = 64 << 20;
+/// Longer than any command runs.
+const FOR_EVER: Duration = Duration::from_hours(100 * 365 * 24);
+/// The container engine's own failure.
+const ENGINE_FAILED: i32 = 125;
+/// Killed: by a user, or by the kernel for want of memory.
+const KILLED: i32 = 137;
+
+/// The executors of one attempt.
+pub(super) struct Containers<'a> {
+    engine: &'a Engine,
+    order: &'a Order,
+    scratch: Arc<Root>,
+}
+
+impl<'a> Containers<'a> {
+    pub(super) fn new(engine: &'a Engine, order: &'a Order, scratch: Arc<Root>) -> Self {
+        Self {
+            engine,
+            order,
+            scratch,
+        }
+    }
+
+    /// Fetches the images that are not here.
+    pub(super) async fn pull_images(&self) -> Result<(), NotStarted> {
+        let executors = &self.order.plan.executors;
+        let images: BTreeSet<&str> = executors.iter().map(|e| e.image.as_str()).collect();
+        for image in images {
+            if image.starts_with('-') {
+                return Err(NotStarted {
+                    reason: format!("{image:?} is not the name of an image"),
+                    retryable: false,
+                });
+            }
+            let inspect = ["image", "inspect", "--format", "here", image];
+            if self.engine.output(&inspect).await.is_ok() {
+                continue;
+            }
+            if let Err(error) = self.engine.output(&["pull", "--quiet", image]).await {
+                let reason = format!("cannot pull the image {image}: {error}");
+                return Err(NotStarted {
+                    retryable: !is_definite(&reason),
+                    reason,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn run(
+        &self,
+        index: usize,
+        stop: &CancellationToken,
+        grace: impl Fn() -> Duration,
+    ) -> Result<ExecutorEnd, NotStarted> {
+        let executor = &self.order.plan.executors[index];
+        let name = format!("tesk-{}-{index}", self.order.attempt);
+        let streams = match self.streams(executor) {
+            Ok(streams) => streams,
+            Err(reason) => return Ok(unusable(reason)),
+        };
+        let mut ended = self
+            .run_container(&name, executor, &streams, None, stop, &grace)
+            .await;
+        // Docker makes a working directory that the image does not have, podman refuses.
+        if ended.stderr.starts_with("Error: workdir ")
+            && ended.stderr.contains("does not exist on container")
+        {
+            self.remove(&name).await;
+            let workdir = self.make_workdir(index).map_err(|error| NotStarted {
+                reason: format!("cannot make a working directory: {error}"),
+                retryable: true,
+            })?;
+            ended = self
+                .run_container(&name, executor, &streams, Some(&workdir), stop, &grace)
+                .await;
+        }
+        let mut end = self.judge(executor, ended)?;
+        if self.collects() {
+            end.notes.extend(self.collect(&name).await);
+            self.remove(&name).await;
+        }
+        Ok(end)
+    }
+
+    /// Runs a container to its end; `workdir` is mounted as its working directory.
+    async fn run_container(
+        &self,
+        name: &str,
+        executor: &PlannedExecutor,
+        streams: &Streams,
+        workdir: Option<&Path>,
+        stop: &CancellationToken,
+        grace: &impl Fn() -> Duration,
+    ) -> Ended {
+        let (argv, env) = self.command_line(name, executor, workdir);
+        let path = |file: &Option<std::fs::File>| {
+            // As it was opened: whatever lies at its name now.
+            file.as_ref()
+                .map(|file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())))
+        };
+        let command = Command {
+            argv,
+            env,
+            stdin: path(&streams.stdin),
+            stdout: path(&streams.stdout),
+            stderr: path(&streams.stderr),
+            tail: self.order.tail,
+            ..Command::default()
+        };
+        // The engine's command passes TERM on to the container; what does not end by that is
+        // removed by force.
+        let ask = CancellationToken::new();
+        let run = process::run(command, ask.clone(), FOR_EVER);
+        tokio::pin!(run);
+        tokio::select! {
+            ended = &mut run => return ended,
+            () = stop.cancelled() => ask.cancel(),
+        }
+        if let Ok(ended) = tokio::time::timeout(grace(), &mut run).await {
+            return ended;
+        }
+        self.remove(name).await;
+        run.await
+    }
+
+    /// What the engine's exit code says about the command.
+    fn judge(&self, executor: &PlannedExecutor, ended: Ended) -> Result<ExecutorEnd, NotStarted> {
+        let own_words = ["Error: ", "docker: ", "Error response"];
+        let failed =
+            ended.exit_code == ENGINE_FAILED && own_words.iter().any(|w| ended.stderr.contains(w));
+        if failed {
+            let reason = format!(
+                "{} cannot run a container of {}: {}",
+                self.engine.kind.program(),
+                executor.image,
+                ended.stderr.trim()
+            );
+            return Err(NotStarted {
+                retryable: !is_definite(&reason),
+                reason,
+            });
+        }
+        let mut notes: Vec<String> = ended.note.into_iter().collect();
+        if ended.exit_code == KILLED
+            && let Some(memory) = self.memory()
+        {
+            notes.push(format!(
+                "exit code {KILLED}: killed, perhaps for using more than its {memory} bytes of memory"
+            ));
+        }
+        Ok(ExecutorEnd {
+            log: ExecutorLog {
+                start_time: Some(ended.started),
+                end_time: Some(ended.ended),
+                stdout: Some(ended.stdout),
+                stderr: Some(ended.stderr),
+                exit_code: ended.exit_code,
+            },
+            notes,
+        })
+    }
+
+    fn memory(&self) -> Option<u64> {
+        let asked = self.order.plan.resources.ram_bytes?;
+        self.engine.limits_memory.then(|| asked.max(MEMORY_FLOOR))
+    }
+
+    /// The engine's command line and its environment.
+    fn command_line(
+        &self,
+        name: &str,
+        executor: &PlannedExecutor,
+        own_workdir: Option<&Path>,
+    ) -> (Vec<String>, Vec<(OsString, OsString)>) {
+        let mut argv = self.engine.argv(&["run", "--pull=never", "--name", name]);
+        let mut push = |parts: &[&str]| argv.extend(parts.iter().map(|p| (*p).to_owned()));
+        push(&["--label", &Engine::label(&self.order.attempt)]);
+        // Its label would keep containers from the files of the data directory.
+        push(&["--security-opt", "label=disable"]);
+        if !self.collects() {
+            push(&["--rm"]);
+        }
+        if executor.stdin.is_some() {
+            push(&["--interactive"]);
+        }
+        if let Some(workdir) = &executor.workdir {
+            push(&["--workdir", workdir]);
+        }
+        if let Some(cores) = self.order.plan.resources.cpu_cores
+            && self.engine.limits_cpu
+        {
+            push(&["--cpus", &cores.to_string()]);
+        }
+        if let Some(memory) = self.memory() {
+            push(&["--memory", &format!("{memory}b")]);
+        }
+        for mount in &self.order.plan.mounts {
+            let source = self.scratch.path().join(mount.path.trim_start_matches('/'));
+            push(&["--mount", &bind(&source, &mount.path)]);
+        }
+        if let (Some(source), Some(workdir)) = (own_workdir, &executor.workdir) {
+            push(&["--mount", &bind(source, workdir)]);
+        }
+        let mut env: Vec<_> = std::env::vars_os().collect();
+        for (key, value) in &executor.env {
+            if is_hidden(key) {
+                push(&["--env", key]);
+                env.retain(|(name, _)| name != key.as_str());
+                env.push((key.into(), value.into()));
+            } else {
+                push(&["--env", &format!("{key}={value}")]);
+            }
+        }
+        for argument in &self.engine.arguments.run {
+            push(&[argument]);
+        }
+        let (program, arguments) = match executor.command.split_first() {
+            Some((program, arguments)) => (program.as_str(), arguments),
+            None => ("", &[][..]),
+        };
+        let entrypoint = match self.engine.kind {
+            // Podman would read a program named like a JSON array as one.
+            EngineKind::Podman => serde_json::json!([program]).to_string(),
+            EngineKind::Docker => program.to_owned(),
+        };
+        push(&["--entrypoint", &entrypoint, &executor.image]);
+        argv.extend_from_slice(arguments);
+        (argv, env)
+    }
+
+    /// Opens the files of an executor's streams within scratch; an error is for its user.
+    fn streams(&self, executor: &PlannedExecutor) -> Result<Streams, String> {
+        let place = |path: &str| {
+            RelPath::new(path).ok_or_else(|| format!("{path} is not a path of the container"))
+        };
+        let stdin = match &executor.stdin {
+            None => None,
+            Some(path) => {
+                let opened = self.scratch.open_file(&place(path)?);
+                Some(opened.map_err(|error| {
+                    format!("cannot read the standard input {path}: {error} (it has to lie in an input, output or volume)")
+                })?)
+            }
+        };
+        let redirect = |path: &Option<String>| match path {
+            Some(path) if self.is_mounted(path) => self
+                .scratch
+                .create_file(&place(path)?, 0o666)
+                .map(Some)
+                .map_err(|error| format!("cannot write output to {path}: {error}")),
+            // Such as /dev/null: the log has it.
+            _ => Ok(None),
+        };
+        Ok(Streams {
+            stdin,
+            stdout: redirect(&executor.stdout)?,
+            stderr: redirect(&executor.stderr)?,
+        })
+    }
+
+    fn is_mounted(&self, path: &str) -> bool {
+        self.order.plan.mounts.iter().any(|mount| {
+            path.strip_prefix(mount.path.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    }
+
+    fn collects(&self) -> bool {
+        let mut outputs = self.order.plan.outputs.iter();
+        outputs.any(|output| output.collected_at.is_some())
+    }
+
+    /// Copies outputs that lie in the container itself to where they are collected.
+    async fn collect(&self, name: &str) -> Vec<String> {
+        let mut notes = Vec::new();
+        for output in &self.order.plan.outputs {
+            let Some(to) = &output.collected_at else {
+                continue;
+            };
+            let target = self.scratch.path().join(to.trim_start_matches('/'));
+            let (from, target) = match &output.from {
+                OutputSource::File(path) => (path.clone(), target),
+                OutputSource::Directory(path) => (format!("{path}/."), target),
+                OutputSource::Pattern { pattern, .. } => {
+                    (format!("{}/.", Pattern::new(pattern).directory()), target)
+                }
+            };
+            let target = target.to_string_lossy();
+            let copied = self
+                .engine
+                .output(&["cp", &format!("{name}:{from}"), &target])
+                .await;
+            if let Err(error) = copied {
+                notes.push(format!(
+                    "outputs[{}]: {from} is not collected: {error}",
+                    output.index
+                ));
+            }
+        }
+        notes
+    }
+
+    /// Removes a container, whatever it does.
+    async fn remove(&self, name: &str) {
+        if let Err(error) = self.engine.remove(&[name]).await {
+            eprintln!("cannot remove the container {name}: {error}");
+        }
+    }
+
+    /// A directory for any user, to be mounted where the image has no working directory.
+    fn make_workdir(&self, index: usize) -> std::io::Result<PathBuf> {
+        // Beside scratch: no executor sees it but this one.
+        let path = self
+            .scratch
+            .path()
+            .with_file_name(format!("workdir-{index}"));
+        std::fs::create_dir_all(&path)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777))?;
+        Ok(path)
+    }
+}
+
+struct Streams {
+    stdin: Option<std::fs::File>,
+    stdout: Option<std::fs::File>,
+    stderr: Option<std::fs::File>,
+}
+
+/// The value of `--mount`: one line of CSV.
+fn bind(source: &Path, target: &str) -> String {
+    let field = |key: &str, value: &str| {
+        let field = format!("{key}={value}");
+        if field.contains([',', '"', '\n', '\r']) {
+            format!("\"{}\"", field.replace('"', "\"\""))
+        } else {
+            field
+        }
+    };
+    let source = field("src", &source.to_string_lossy());
+    format!("type=bind,{source},{}", field("dst", target))
+}
+
+/// An executor whose files cannot be used: its own fault, with a shell's exit code.
+fn unusable(reason: String) -> ExecutorEnd {
+    let now = crate::time::Timestamp::now();
+    ExecutorEnd {
+        log: ExecutorLog {
+            start_time: Some(now),
+            end_time: Some(now),
+            stdout: Some(String::new()),
+            stderr: Some(format!("tesk: {reason}\n")),
+            exit_code: 1,
+        },
+        notes: vec![reason],
+    }
+}
+
+/// Whether a variable can be handed over in the environment of the engine's command, where
+/// other users of the machine do not see it. Those that would steer the command itself, or that
+/// it would take for a pattern, go on its command line.
+fn is_hidden(name: &str) -> bool {
+    const STEERING: [&str; 22] = [
+        "BUILDAH",
+        "CNI_",
+        "CONTAINER",
+        "DBUS_",
+        "DOCKER",
+        "GODEBUG",
+        "GOGC",
+        "GOMAXPROCS",
+        "GOMEMLIMIT",
+        "GOTRACEBACK",
+        "HOME",
+        "HTTP",
+        "LD_",
+        "LISTEN_",
+        "NO_PROXY",
+        "NOTIFY",
+        "PATH",
+        "PODMAN",
+        "REGISTRY",
+        "SSL_",
+        "STORAGE",
+        "TMPDIR",
+    ];
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let upper = name.to_ascii_uppercase();
+    let steers = upper.starts_with('_')
+        || upper.starts_with("XDG_")
+        || upper.starts_with("ALL_PROXY")
+        || STEERING.iter().any(|prefix| upper.starts_with(prefix));
+    plain && !steers
+}
+
+/// Whether the engine's words mean that no other attempt will do better.
+fn is_definite(words: &str) -> bool {
+    let words = words.to_ascii_lowercase();
+    [
+        "manifest unknown",
+        "not found",
+        "no such image",
+        "does not exist",
+        "unauthorized",
+        "denied",
+        "invalid reference",
+        "invalid image",
+        "short-name",
+        "no image found",
+        "unable to copy from source docker://",
+        "executable file",
+    ]
+    .iter()
+    .any(|sign| words.contains(sign))
+        && !words.contains("timeout")
+        && !words.contains("connection refused")
+        && !words.contains("temporary failure")
+        && !words.contains("no such host")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_that_steers_the_engine_is_not_put_into_its_environment() {
+        for name in [
+            "PATH",
+            "DOCKER_HOST",
+            "LD_PRELOAD",
+            "http_proxy",
+            "X*",
+            "A B",
+            "_X",
+        ] {
+            assert!(!is_hidden(name), "{name}");
+        }
+        assert!(is_hidden("API_KEY"));
+    }
+
+    #[test]
+    fn a_pull_that_timed_out_may_be_tried_again() {
+        assert!(!is_definite("dial tcp: i/o timeout"));
+        assert!(!is_definite(
+            "Get \"https://x/v2/\": dial tcp: connection refused"
+        ));
+        assert!(is_definite("manifest unknown: manifest unknown"));
+    }
+}

@@ -1,0 +1,295 @@
+//! Executors as processes of this machine, in a view of its files that is their own.
+//!
+//! Three processes stand between an attempt and a command. The first makes name spaces (user,
+//! mount, process ids, System V IPC); the second is started inside, as process 1, builds the
+//! [view](view) and runs the command under supervision; when it ends, the kernel ends all that
+//! the command has left. Both are this same program, started with [`ARGUMENT`].
+//!
+//! The attempt writes the request to the first one's standard input and keeps it open: when it
+//! closes, be it by a cancel or by the attempt's death, the command is ended. Both hold the
+//! attempt's lock, so an attempt whose lock is free has nothing left that runs.
+//!
+//! The command sees this machine's files read-only, except what the plan mounts, which is
+//! scratch; `/proc`, `/dev` and `/run` are its own. It has the rights of the user who runs the
+//! engine, and less: no other users, no privileges. Limits on CPU time and memory are not
+//! enforced, and the network is the machine's.
+
+mod init;
+mod view;
+
+use std::io::{Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, unshare};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::sync::CancellationToken;
+
+use super::attempt::{ExecutorEnd, NotStarted};
+use super::compute::directory::{Directory, Order};
+use crate::plan::{InputSource, Plan, PlannedExecutor};
+use crate::tes::ExecutorLog;
+
+/// The hidden sub-command: a program that runs attempts on the host has to call [`main`] when
+/// this is its first argument, before it starts a thread.
+pub const ARGUMENT: &str = "__sandbox";
+/// What follows in the second process.
+const INIT: &str = "init";
+
+/// What to run, and the view to run it in.
+#[derive(Debug, Serialize, Deserialize)]
+struct Request {
+    /// An empty directory to build the view in.
+    root: PathBuf,
+    scratch: PathBuf,
+    /// Not to be seen.
+    hidden: PathBuf,
+    lock: PathBuf,
+    /// For its mounts and for the outputs to be collected; it holds no address.
+    plan: Plan,
+    executor: Option<PlannedExecutor>,
+    tail: usize,
+    grace: Duration,
+}
+
+/// How it went.
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    /// The command ended, or could not be started through its own fault.
+    Ended(ExecutorLog, Vec<String>),
+    /// The sandbox could not be made.
+    Failed(String),
+}
+
+/// The executors of one attempt.
+pub(super) struct Sandbox<'a> {
+    directory: &'a Directory,
+    order: &'a Order,
+}
+
+impl<'a> Sandbox<'a> {
+    pub(super) fn new(directory: &'a Directory, order: &'a Order) -> Self {
+        Self { directory, order }
+    }
+
+    pub(super) async fn run(
+        &self,
+        index: usize,
+        stop: &CancellationToken,
+        grace: impl Fn() -> Duration,
+    ) -> Result<ExecutorEnd, NotStarted> {
+        let failed = |error: std::io::Error| NotStarted {
+            reason: format!("cannot make a sandbox: {error}"),
+            retryable: true,
+        };
+        let root = self.directory.path().join("root");
+        match std::fs::create_dir(&root) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(failed(error));
+            }
+            _ => {}
+        }
+        let request = Request {
+            root,
+            scratch: self.directory.scratch(),
+            hidden: self.order.data.clone(),
+            lock: self.directory.lock_path(),
+            plan: without_addresses(&self.order.plan),
+            executor: Some(self.order.plan.executors[index].clone()),
+            tail: self.order.tail,
+            grace: grace(),
+        };
+        let answer = ask(&request, Some((stop, &grace))).await.map_err(failed)?;
+        match answer {
+            Answer::Ended(log, notes) => Ok(ExecutorEnd { log, notes }),
+            Answer::Failed(reason) => Err(NotStarted {
+                reason,
+                retryable: false,
+            }),
+        }
+    }
+}
+
+/// Whether sandboxes can be made here; an error names what forbids it.
+pub(super) async fn check() -> Result<(), String> {
+    let root = tempdir().map_err(|error| format!("cannot make a directory: {error}"))?;
+    let request = Request {
+        root: root.clone(),
+        scratch: root.clone(),
+        hidden: root.clone(),
+        lock: root.join("lock"),
+        plan: without_addresses(&Plan {
+            version: crate::plan::VERSION,
+            task: String::new(),
+            inputs: Vec::new(),
+            executors: Vec::new(),
+            outputs: Vec::new(),
+            mounts: Vec::new(),
+            directories: Vec::new(),
+            resources: crate::plan::PlannedResources::default(),
+        }),
+        executor: None,
+        tail: 0,
+        grace: Duration::ZERO,
+    };
+    let answer = ask(&request, None).await;
+    let _ = std::fs::remove_dir_all(&root);
+    match answer {
+        Ok(Answer::Ended(..)) => Ok(()),
+        Ok(Answer::Failed(reason)) => Err(reason),
+        Err(error) => Err(format!("cannot make a sandbox: {error}")),
+    }
+}
+
+fn tempdir() -> std::io::Result<PathBuf> {
+    let path = std::env::temp_dir().join(format!("tesk-check-{:016x}", rand::random::<u64>()));
+    std::fs::create_dir(&path)?;
+    std::fs::File::create(path.join("lock"))?;
+    Ok(path)
+}
+
+/// Runs one request in a sandbox of its own.
+async fn ask(
+    request: &Request,
+    stop: Option<(&CancellationToken, &dyn Fn() -> Duration)>,
+) -> std::io::Result<Answer> {
+    let mut child = tokio::process::Command::new("/proc/self/exe")
+        .arg(ARGUMENT)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut control = child.stdin.take();
+    if let Some(control) = &mut control {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        control.write_all(&line).await?;
+    }
+    let mut answer = Vec::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        let read = stdout.read_to_end(&mut answer);
+        tokio::pin!(read);
+        let stopped = async {
+            match stop {
+                Some((stop, grace)) => {
+                    stop.cancelled().await;
+                    grace()
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            done = &mut read => drop(done?),
+            grace = stopped => {
+                if let Some(mut control) = control.take() {
+                    // What the client's cancel allows; a closed pipe is the sign.
+                    let _ = control.write_all(format!("{}\n", grace.as_secs_f64()).as_bytes()).await;
+                }
+                read.await?;
+            }
+        }
+    }
+    drop(control);
+    let status = child.wait().await?;
+    if answer.is_empty() {
+        return Err(std::io::Error::other(format!("it ended with {status}")));
+    }
+    Ok(serde_json::from_slice(&answer)?)
+}
+
+/// A plan without anything that its command must not know.
+fn without_addresses(plan: &Plan) -> Plan {
+    let mut plan = plan.clone();
+    for input in &mut plan.inputs {
+        input.from = InputSource::Content(String::new());
+    }
+    for output in &mut plan.outputs {
+        output.url.clear();
+    }
+    plan.executors.clear();
+    plan
+}
+
+/// The two processes around a command: what a program does whose first argument is
+/// [`ARGUMENT`].
+pub fn main() -> ExitCode {
+    if std::env::args().nth(2).as_deref() == Some(INIT) {
+        return init::main();
+    }
+    match enter() {
+        Ok(code) => code,
+        Err(reason) => answer(&Answer::Failed(reason)),
+    }
+}
+
+/// Makes name spaces and starts process 1 in them.
+fn enter() -> Result<ExitCode, String> {
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    unshare(
+        CloneFlags::CLONE_NEWUSER
+            | CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWPID
+            | CloneFlags::CLONE_NEWIPC,
+    )
+    .map_err(|error| forbidden(&error))?;
+    let map = |name: &str, text: String| {
+        std::fs::write(format!("/proc/self/{name}"), text).map_err(|error| forbidden(&error))
+    };
+    map("setgroups", "deny".to_owned())?;
+    map("uid_map", format!("{uid} {uid} 1"))?;
+    map("gid_map", format!("{gid} {gid} 1"))?;
+    let mut init = std::process::Command::new("/proc/self/exe")
+        .args([ARGUMENT, INIT])
+        .spawn()
+        .map_err(|error| forbidden(&error))?;
+    // It has standard input and output from here on.
+    let devnull = std::fs::File::open("/dev/null").map_err(|error| error.to_string())?;
+    rustix::stdio::dup2_stdin(&devnull).map_err(|error| error.to_string())?;
+    let status = init.wait().map_err(|error| error.to_string())?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Why there is no sandbox, naming the setting that forbids it.
+fn forbidden(error: &dyn std::fmt::Display) -> String {
+    let setting = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
+        Some(text.trim().to_owned())
+    };
+    let cause = if setting("kernel/unprivileged_userns_clone").as_deref() == Some("0") {
+        "kernel.unprivileged_userns_clone is 0: set it to 1"
+    } else if setting("user/max_user_namespaces").as_deref() == Some("0") {
+        "user.max_user_namespaces is 0: raise it"
+    } else if setting("kernel/apparmor_restrict_unprivileged_userns").as_deref() == Some("1") {
+        "kernel.apparmor_restrict_unprivileged_userns is 1: set it to 0, or give this program an AppArmor profile that allows userns"
+    } else {
+        "perhaps a container or a security module around this program forbids it"
+    };
+    format!(
+        "--runtime host needs user name spaces, which this machine refuses ({error}): {cause}; or use --runtime podman or docker"
+    )
+}
+
+fn answer(answer: &Answer) -> ExitCode {
+    let text = serde_json::to_vec(answer).unwrap_or_default();
+    let mut stdout = std::io::stdout();
+    match stdout.write_all(&text).and_then(|()| stdout.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Reads the request, and no byte more: what follows is the end.
+fn read_request() -> std::io::Result<Request> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    let mut stdin = std::io::stdin().lock();
+    while stdin.read(&mut byte)? == 1 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    Ok(serde_json::from_slice(&line)?)
+}

@@ -1,0 +1,183 @@
+//! Process 1 of a sandbox.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::BufRead as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, remove_capability_from_bounding_set,
+    set_capabilities_secure_bits, set_no_new_privs,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Answer, Request, answer, forbidden, read_request, view};
+use crate::plan::PlannedExecutor;
+use crate::process::{self, Command};
+use crate::rooted::{Root, Symlinks};
+use crate::staging;
+use crate::tes::ExecutorLog;
+
+/// Longer than any command runs.
+const FOR_EVER: Duration = Duration::from_hours(100 * 365 * 24);
+/// The variables of the engine that commands see: none that could hold a secret.
+const PASSED_ON: [&str; 8] = [
+    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ",
+];
+
+pub(super) fn main() -> ExitCode {
+    let result = read_request()
+        .map_err(|error| format!("cannot read the request: {error}"))
+        .and_then(|request| run(&request));
+    match result {
+        Ok(Some(done)) => answer(&done),
+        // Nobody is left to tell.
+        Ok(None) => ExitCode::FAILURE,
+        Err(reason) => answer(&Answer::Failed(reason)),
+    }
+}
+
+fn run(request: &Request) -> Result<Option<Answer>, String> {
+    let lock = File::open(&request.lock).map_err(|error| format!("cannot lock: {error}"))?;
+    lock.lock_shared()
+        .map_err(|error| format!("cannot lock: {error}"))?;
+    // Only if the attempt lives now, with our lock held, has it never been taken for dead.
+    if attempt_is_gone() {
+        return Ok(None);
+    }
+    let scratch = Root::open(&request.scratch, Symlinks::InRoot)
+        .map_err(|error| format!("cannot use scratch: {error}"))?;
+    view::build(request).map_err(|error| forbidden(&error))?;
+    drop_privileges().map_err(|error| forbidden(&error))?;
+    let Some(executor) = &request.executor else {
+        return Ok(Some(Answer::Ended(ExecutorLog::default(), Vec::new())));
+    };
+
+    let stop = CancellationToken::new();
+    let grace = Arc::new(Mutex::new(request.grace));
+    std::thread::spawn({
+        let (stop, grace) = (stop.clone(), Arc::clone(&grace));
+        move || {
+            // A number is the grace; the end without one keeps what was asked first.
+            let mut line = String::new();
+            let _ = std::io::stdin().lock().read_line(&mut line);
+            if let Ok(seconds) = line.trim().parse::<f64>() {
+                *grace.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Duration::try_from_secs_f64(seconds).unwrap_or_default();
+            }
+            stop.cancel();
+        }
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    let (log, mut notes) = runtime.block_on(supervise(request, executor, &stop, &grace));
+
+    // Symlinks count as the command saw them.
+    match Root::open("/", Symlinks::InRoot) {
+        Ok(root) => {
+            let (root, scratch) = (Arc::new(root), Arc::new(scratch));
+            notes.extend(staging::collect(&request.plan, &root, &scratch));
+        }
+        Err(error) => notes.push(format!("cannot collect outputs: {error}")),
+    }
+    drop(lock);
+    Ok(Some(Answer::Ended(log, notes)))
+}
+
+async fn supervise(
+    request: &Request,
+    executor: &PlannedExecutor,
+    stop: &CancellationToken,
+    grace: &Mutex<Duration>,
+) -> (ExecutorLog, Vec<String>) {
+    let path = |path: &Option<String>| path.as_ref().map(PathBuf::from);
+    let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
+        .filter(|(name, _)| name.to_str().is_some_and(|name| PASSED_ON.contains(&name)))
+        .filter(|(name, _)| name.to_str().is_none_or(|n| !executor.env.contains_key(n)))
+        .collect();
+    env.extend(executor.env.iter().map(|(k, v)| (k.into(), v.into())));
+    let command = Command {
+        argv: executor.command.clone(),
+        env,
+        workdir: Some(path(&executor.workdir).unwrap_or_else(|| "/".into())),
+        stdin: path(&executor.stdin),
+        stdout: path(&executor.stdout),
+        stderr: path(&executor.stderr),
+        tail: request.tail,
+        ..Command::default()
+    };
+    // The grace is not known before the cancel: so the polite end is asked for here, and the
+    // forced one is the end of this process, which ends all others of its name space.
+    let run = process::run(command, stop.clone(), FOR_EVER);
+    tokio::pin!(run);
+    let forced = async {
+        stop.cancelled().await;
+        let grace = *grace.lock().unwrap_or_else(PoisonError::into_inner);
+        tokio::time::sleep(grace).await;
+    };
+    let started = crate::time::Timestamp::now();
+    tokio::select! {
+        ended = &mut run => {
+            let log = ExecutorLog {
+                start_time: Some(ended.started),
+                end_time: Some(ended.ended),
+                stdout: Some(ended.stdout),
+                stderr: Some(ended.stderr),
+                exit_code: ended.exit_code,
+            };
+            (log, ended.note.into_iter().collect())
+        }
+        () = forced => {
+            let log = ExecutorLog {
+                start_time: Some(started),
+                end_time: Some(crate::time::Timestamp::now()),
+                exit_code: 128 + rustix::process::Signal::KILL.as_raw(),
+                ..ExecutorLog::default()
+            };
+            (log, vec!["killed: it did not end within its grace time".to_owned()])
+        }
+    }
+}
+
+/// Whether the other end of standard input is closed.
+fn attempt_is_gone() -> bool {
+    let stdin = std::io::stdin();
+    let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut fds, Some(&now)).is_err() || fds[0].revents().contains(PollFlags::HUP)
+}
+
+/// Nothing that this process starts gets a privilege, not even over its own name spaces: it
+/// could make the machine's files writable again.
+fn drop_privileges() -> rustix::io::Result<()> {
+    // Rights over one's own files; they reach nobody else's, for no other user exists here.
+    let harmless = CapabilitySet::CHOWN
+        | CapabilitySet::DAC_OVERRIDE
+        | CapabilitySet::FOWNER
+        | CapabilitySet::FSETID
+        | CapabilitySet::KILL;
+    for capability in CapabilitySet::all().difference(harmless).iter() {
+        match remove_capability_from_bounding_set(capability) {
+            // One that this kernel does not have.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    set_capabilities_secure_bits(
+        CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
+            | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED,
+    )?;
+    set_no_new_privs(true)?;
+    // The command runs as the same user, and may not look into this process.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+}

@@ -1,0 +1,455 @@
+//! Task records in SQLite.
+//!
+//! One thread writes. It takes every operation that has queued up meanwhile into one
+//! transaction, so that the wait for the disk is shared by all of them, and answers when the
+//! transaction is on disk. Readers have connections of their own and never wait for the writer
+//! (write-ahead log).
+
+mod query;
+mod schema;
+mod watch;
+mod writer;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use self::watch::Watchers;
+use self::writer::{Operation, Writer};
+use crate::scheduler::store::{
+    Created, NewTask, Page, Query, RawRecord, StoreError, TaskStore, Update,
+};
+use crate::scheduler::{Head, Record, TaskId};
+use crate::tes::{State, TaskLog, UrlSecrets};
+use crate::time::Timestamp;
+
+/// Bytes of a document that are stored at most.
+const MAX_DOCUMENT: usize = 256 << 20;
+/// Operations that wait for the writer before callers wait to hand theirs over.
+const QUEUE: usize = 4096;
+/// How long a connection waits for a lock of SQLite itself; only a checkpoint holds one.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// Task records in an SQLite database below a data directory that one process has for itself.
+///
+/// Every acknowledged change is on disk (`synchronous=FULL`). Clones share everything.
+#[derive(Clone)]
+pub struct SqliteStore {
+    shared: Arc<Shared>,
+    operations: mpsc::Sender<Operation>,
+}
+
+struct Shared {
+    database: PathBuf,
+    /// Idle connections for reading; one more is opened when none is idle.
+    readers: Mutex<Vec<Connection>>,
+    /// Bounds the lists that run at once, and with them the number of connections.
+    lists: Arc<Semaphore>,
+    watchers: Watchers,
+    counts: Counts,
+    /// Held for life; the lock goes with the process, however it ends.
+    _lock: File,
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process works with this data directory.
+    #[error(
+        "the data directory {directory} is in use by another process{}; stop it, or give this one a data directory of its own",
+        .process.as_ref().map(|p| format!(" ({p})")).unwrap_or_default()
+    )]
+    InUse {
+        /// The data directory.
+        directory: PathBuf,
+        /// The other's process id, as it noted it.
+        process: Option<String>,
+    },
+    /// The directory or a file in it cannot be used.
+    #[error("cannot use {path}: {source}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The database is of a later version of this program.
+    #[error(
+        "the database {path} was written by a later version of this program (schema {found}; this one knows {known}): use that version again"
+    )]
+    TooNew {
+        /// The database.
+        path: PathBuf,
+        /// Its schema version.
+        found: u32,
+        /// The newest schema version known here.
+        known: u32,
+    },
+    /// SQLite cannot use the database.
+    #[error("cannot use the database {path}: {source}")]
+    Database {
+        /// The database.
+        path: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+}
+
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteStore")
+            .field("database", &self.shared.database)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SqliteStore {
+    /// Opens the store in `directory`, which is made (for this user only) if it is not there.
+    ///
+    /// The directory is locked for the life of this process; a second one is refused.
+    pub fn open(directory: &Path) -> Result<Self, OpenError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| OpenError::Io { path, source }
+        };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(io(directory))?;
+        let lock = lock(directory)?;
+
+        // Made here first: the database holds passwords, and SQLite's own files take its mode.
+        let database = directory.join("tasks.sqlite");
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&database)
+            .map_err(io(&database))?;
+        let failed = |source| OpenError::Database {
+            path: database.clone(),
+            source,
+        };
+        let mut connection = Connection::open(&database).map_err(failed)?;
+        schema::configure_writer(&connection).map_err(failed)?;
+        schema::migrate(&mut connection, &database)?;
+        let counts = Counts::read(&connection).map_err(failed)?;
+
+        let shared = Arc::new(Shared {
+            readers: Mutex::default(),
+            lists: Arc::new(Semaphore::new(
+                std::thread::available_parallelism().map_or(2, usize::from),
+            )),
+            watchers: Watchers::default(),
+            counts,
+            _lock: lock,
+            database: database.clone(),
+        });
+        let (operations, queue) = mpsc::channel(QUEUE);
+        let writer = Writer::new(connection, Arc::clone(&shared));
+        std::thread::Builder::new()
+            .name("task-store".to_owned())
+            .spawn(move || writer.run(queue))
+            .map_err(io(&database))?;
+        Ok(Self { shared, operations })
+    }
+
+    /// Hands an operation to the writer and waits until it is on disk.
+    async fn write<T>(
+        &self,
+        operation: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Operation,
+    ) -> Result<T, StoreError> {
+        let gone = || StoreError::Unavailable("its writer has stopped".to_owned());
+        let (reply, answer) = oneshot::channel();
+        self.operations
+            .send(operation(reply))
+            .await
+            .map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    fn point<T>(
+        &self,
+        columns: &str,
+        id: &TaskId,
+        read: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        self.shared.read(|connection| {
+            let mut statement = connection
+                .prepare_cached(&format!("SELECT {columns} WHERE h.id = ?1"))
+                .map_err(failed)?;
+            let mut rows = statement.query([id.as_str()]).map_err(failed)?;
+            rows.next().map_err(failed)?.map(read).transpose()
+        })
+    }
+
+    fn record(&self, id: &TaskId, secrets: bool) -> Result<Option<Record>, StoreError> {
+        let columns = if secrets {
+            query::WITH_SECRETS
+        } else {
+            query::WITH_DOCUMENTS
+        };
+        self.point(columns, id, |row| {
+            let secrets = if secrets {
+                row.get::<_, Option<String>>(11).map_err(failed)?
+            } else {
+                None
+            };
+            let raw = query::raw_record(row)?;
+            let logs: Vec<TaskLog> = serde_json::from_str(&raw.logs).map_err(corrupt)?;
+            Ok(Record {
+                head: raw.head,
+                document: raw.document,
+                logs,
+                secrets: match secrets {
+                    Some(text) => serde_json::from_str(&text).map_err(corrupt)?,
+                    None => UrlSecrets::default(),
+                },
+            })
+        })
+    }
+}
+
+#[async_trait]
+impl TaskStore for SqliteStore {
+    async fn create(&self, task: NewTask) -> Result<Created, StoreError> {
+        if task.document.len() > MAX_DOCUMENT {
+            return Err(StoreError::TooLarge {
+                size: task.document.len(),
+                limit: MAX_DOCUMENT,
+            });
+        }
+        let first = TaskLog {
+            system_logs: Some(task.warnings.clone()).filter(|w| !w.is_empty()),
+            ..TaskLog::default()
+        };
+        let logs = to_json(&[first])?;
+        let secrets = if task.secrets.0.is_empty() {
+            None
+        } else {
+            Some(to_json(&task.secrets)?)
+        };
+        let task = Box::new(task);
+        self.write(|reply| Operation::Create {
+            task,
+            logs,
+            secrets,
+            reply,
+        })
+        .await
+    }
+
+    async fn head(&self, id: &TaskId) -> Result<Option<Head>, StoreError> {
+        self.point(query::HEADS, id, query::head)
+    }
+
+    async fn get(&self, id: &TaskId) -> Result<Option<Record>, StoreError> {
+        self.record(id, false)
+    }
+
+    async fn get_with_secrets(&self, id: &TaskId) -> Result<Option<Record>, StoreError> {
+        self.record(id, true)
+    }
+
+    async fn get_raw(&self, id: &TaskId) -> Result<Option<RawRecord>, StoreError> {
+        self.point(query::WITH_DOCUMENTS, id, query::raw_record)
+    }
+
+    async fn list(&self, query: &Query) -> Result<Page, StoreError> {
+        let stopped = |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());
+        let permit = Arc::clone(&self.shared.lists)
+            .acquire_owned()
+            .await
+            .map_err(|error| stopped(&error))?;
+        let (shared, query) = (Arc::clone(&self.shared), query.clone());
+        // A page takes up to some milliseconds, too long for a thread of the async runtime.
+        tokio::task::spawn_blocking(move || {
+            let page = shared.read(|connection| query::page(connection, &query));
+            drop(permit);
+            page
+        })
+        .await
+        .map_err(|error| stopped(&error))?
+    }
+
+    async fn update(&self, id: &TaskId, expected: u64, update: Update) -> Result<Head, StoreError> {
+        let logs = update.logs.as_deref().map(to_json).transpose()?;
+        let id = id.clone();
+        self.write(|reply| Operation::Update {
+            id,
+            expected,
+            update: Box::new(Update {
+                logs: None,
+                ..update
+            }),
+            logs,
+            reply,
+        })
+        .await
+    }
+
+    async fn sweep(&self, before: Timestamp, limit: usize) -> Result<Vec<TaskId>, StoreError> {
+        self.write(|reply| Operation::Sweep {
+            before,
+            limit,
+            reply,
+        })
+        .await
+    }
+
+    async fn watch(&self) -> Result<BoxStream<'static, Head>, StoreError> {
+        // Registered before the look at what is there, so that nothing falls in between.
+        let watcher = self.shared.watchers.register();
+        let active = self.shared.read(query::active)?;
+        watcher.merge(active);
+        Ok(watcher.into_stream().boxed())
+    }
+
+    async fn counts(&self) -> Result<Vec<(State, u64)>, StoreError> {
+        Ok(self.shared.counts.all())
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        if self.operations.is_closed() {
+            return Err(StoreError::Unavailable("its writer has stopped".to_owned()));
+        }
+        self.shared.read(|connection| {
+            connection
+                .query_row("SELECT count(*) FROM heads LIMIT 0", [], |_| Ok(()))
+                .optional()
+                .map(drop)
+                .map_err(failed)
+        })
+    }
+}
+
+impl Shared {
+    fn read<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let idle = self.readers().pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => self.open_reader().map_err(failed)?,
+        };
+        let result = read(&connection);
+        self.readers().push(connection);
+        result
+    }
+
+    fn readers(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_reader(&self) -> rusqlite::Result<Connection> {
+        let connection = Connection::open_with_flags(
+            &self.database,
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )?;
+        schema::configure_reader(&connection)?;
+        Ok(connection)
+    }
+}
+
+/// How many tasks are in each state, kept by the writer so that nobody has to count.
+#[derive(Debug, Default)]
+struct Counts([AtomicU64; State::ALL.len()]);
+
+impl Counts {
+    fn read(connection: &Connection) -> rusqlite::Result<Self> {
+        let counts = Self::default();
+        let mut statement =
+            connection.prepare("SELECT state, count(*) FROM heads GROUP BY state")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (state, count): (usize, u64) = (row.get(0)?, row.get(1)?);
+            if let Some(counter) = counts.0.get(state) {
+                counter.store(count, Ordering::Relaxed);
+            }
+        }
+        Ok(counts)
+    }
+
+    fn moved(&self, from: Option<State>, to: Option<State>) {
+        if let Some(from) = from {
+            self.0[usize::from(schema::code(from))].fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(to) = to {
+            self.0[usize::from(schema::code(to))].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn all(&self) -> Vec<(State, u64)> {
+        State::ALL
+            .into_iter()
+            .zip(self.0.iter().map(|c| c.load(Ordering::Relaxed)))
+            .collect()
+    }
+}
+
+fn lock(directory: &Path) -> Result<File, OpenError> {
+    let path = directory.join("lock");
+    let io = |source| OpenError::Io {
+        path: path.clone(),
+        source,
+    };
+    let mut file = OpenOptions::new()
+        .create(true)
+        .read(true)
+        .write(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            let mut process = String::new();
+            let process = file
+                .take(32)
+                .read_to_string(&mut process)
+                .ok()
+                .map(|_| process.trim().to_owned())
+                .filter(|p| !p.is_empty());
+            return Err(OpenError::InUse {
+                directory: directory.to_owned(),
+                process,
+            });
+        }
+        Err(fs::TryLockError::Error(source)) => return Err(io(source)),
+    }
+    file.set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .map_err(io)?;
+    Ok(file)
+}
+
+fn to_json<T: serde::Serialize + ?Sized>(value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(corrupt)
+}
+
+/// SQLite's trouble in the words of the store.
+#[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
+fn failed(error: rusqlite::Error) -> StoreError {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    match error.sqlite_error_code() {
+        Some(DatabaseCorrupt | NotADatabase) => StoreError::Corrupt(error.to_string()),
+        _ => StoreError::Unavailable(error.to_string()),
+    }
+}
+
+fn corrupt(error: impl std::fmt::Display) -> StoreError {
+    StoreError::Corrupt(error.to_string())
+}

@@ -1,0 +1,354 @@
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Instant;
+
+use super::capture::Tail;
+use super::*;
+
+const LONG: Duration = Duration::from_secs(20);
+
+fn command(argv: &[&str]) -> Command {
+    Command {
+        argv: argv.iter().map(|s| (*s).to_owned()).collect(),
+        env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        tail: 10 * 1024,
+        ..Command::default()
+    }
+}
+
+fn shell(script: &str) -> Command {
+    command(&["sh", "-c", script])
+}
+
+async fn ended(command: Command) -> Ended {
+    let run = run(command, CancellationToken::new(), LONG);
+    tokio::time::timeout(LONG, run).await.expect("must end")
+}
+
+fn script(directory: &Path, name: &str, content: &str, mode: u32) -> String {
+    let path = directory.join(name);
+    std::fs::write(&path, content).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn both_streams_and_the_exit_code_are_kept_apart() {
+    let ended = ended(shell("echo out; echo err >&2; exit 3")).await;
+    assert_eq!(
+        (ended.stdout.as_str(), ended.stderr.as_str()),
+        ("out\n", "err\n")
+    );
+    assert_eq!((ended.exit_code, ended.note), (3, None));
+    assert!(ended.started <= ended.ended);
+}
+
+#[tokio::test]
+async fn arguments_arrive_as_they_were_written() {
+    let odd = ["", "a b", "$(X)", "$$", "\"'", "new\nline", "*"];
+    let argv = [&["printf", "[%s]"], &odd[..]].concat();
+    let ended = ended(command(&argv)).await;
+    assert_eq!(ended.stdout, "[][a b][$(X)][$$][\"'][new\nline][*]");
+}
+
+#[tokio::test]
+async fn the_environment_is_exactly_the_given_one() {
+    let mut command = command(&["env"]);
+    command.env.push(("A".into(), "$(B) $$".into()));
+    assert_eq!(
+        ended(command).await.stdout,
+        "A=$(B) $$\nPATH=/usr/bin:/bin\n"
+    );
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_there_gives_127() {
+    for argv in [
+        &["no-such-program"][..],
+        &["/no/such/program"],
+        &["/etc/passwd/x"],
+        &[""],
+        &[],
+    ] {
+        let ended = ended(command(argv)).await;
+        assert_eq!(ended.exit_code, 127, "{argv:?}");
+        assert!(ended.stderr.starts_with("tesk: "), "{}", ended.stderr);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let program = script(directory.path(), "x", "#!/no/interpreter\n", 0o755);
+    assert_eq!(ended(command(&[&program])).await.exit_code, 127);
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_be_executed_gives_126() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = script(directory.path(), "data", "#!/bin/sh\n", 0o644);
+    let format = script(directory.path(), "format", "\x01\x02", 0o755);
+    for program in [&data, &format, directory.path().to_str().unwrap()] {
+        assert_eq!(ended(command(&[program])).await.exit_code, 126, "{program}");
+    }
+    // On the way through PATH too, unless a later directory has a better one.
+    let mut named = command(&["data"]);
+    named.env = vec![("PATH".into(), directory.path().into())];
+    assert_eq!(ended(named).await.exit_code, 126);
+    script(directory.path(), "true", "", 0o644);
+    let mut named = command(&["true"]);
+    named.env = vec![(
+        "PATH".into(),
+        format!("{}:/bin", directory.path().display()).into(),
+    )];
+    assert_eq!(ended(named).await.exit_code, 0);
+}
+
+#[tokio::test]
+async fn a_relative_program_is_looked_for_in_the_working_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    script(directory.path(), "x", "#!/bin/sh\npwd\n", 0o755);
+    let mut relative = command(&["./x"]);
+    relative.workdir = Some(directory.path().to_owned());
+    let expected = format!("{}\n", directory.path().display());
+    assert_eq!(ended(relative).await.stdout, expected);
+    let mut empty_entry = command(&["x"]);
+    empty_entry.workdir = Some(directory.path().to_owned());
+    empty_entry.env = vec![("PATH".into(), "/nowhere:".into())];
+    assert_eq!(ended(empty_entry).await.stdout, expected);
+}
+
+#[tokio::test]
+async fn a_signal_gives_128_and_its_number() {
+    assert_eq!(ended(shell("kill -KILL $$")).await.exit_code, 137);
+    assert_eq!(ended(shell("kill -TERM $$")).await.exit_code, 143);
+}
+
+#[tokio::test]
+async fn a_missing_working_directory_is_made_with_its_parents() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = command(&["pwd"]);
+    let workdir = directory.path().join("a/b");
+    command.workdir = Some(workdir.clone());
+    assert_eq!(
+        ended(command).await.stdout,
+        format!("{}\n", workdir.display())
+    );
+}
+
+#[tokio::test]
+async fn without_a_standard_input_the_command_reads_nothing() {
+    assert_eq!(ended(command(&["cat"])).await.stdout, "");
+    let directory = tempfile::tempdir().unwrap();
+    let mut cat = command(&["cat"]);
+    cat.stdin = Some(script(directory.path(), "in", "hello", 0o644).into());
+    assert_eq!(ended(cat).await.stdout, "hello");
+}
+
+#[tokio::test]
+async fn a_missing_standard_input_is_said_clearly_and_nothing_starts() {
+    let directory = tempfile::tempdir().unwrap();
+    let mark = directory.path().join("mark");
+    let pipe = directory.path().join("pipe");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from(0o600),
+        0,
+    )
+    .unwrap();
+    for stdin in [
+        directory.path().join("nothing"),
+        directory.path().to_owned(),
+        pipe,
+    ] {
+        let mut touch = command(&["touch", mark.to_str().unwrap()]);
+        touch.stdin = Some(stdin.clone());
+        let ended = ended(touch).await;
+        assert_eq!(ended.exit_code, 1);
+        let expected = format!("cannot read the standard input {}", stdin.display());
+        assert!(ended.stderr.contains(&expected), "{}", ended.stderr);
+        assert!(ended.note.unwrap().contains(&expected));
+        assert!(!mark.exists());
+    }
+}
+
+#[tokio::test]
+async fn redirects_are_truncated_and_their_parents_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let (out, err) = (
+        directory.path().join("a/b/out"),
+        directory.path().join("err"),
+    );
+    std::fs::write(&err, "what was there before").unwrap();
+    let mut command = shell("echo out; echo err >&2");
+    (command.stdout, command.stderr) = (Some(out.clone()), Some(err.clone()));
+    let ended = ended(command).await;
+    assert_eq!(
+        (ended.stdout.as_str(), ended.stderr.as_str()),
+        ("out\n", "err\n")
+    );
+    assert_eq!(std::fs::read_to_string(out).unwrap(), "out\n");
+    assert_eq!(std::fs::read_to_string(err).unwrap(), "err\n");
+}
+
+#[tokio::test]
+async fn one_file_for_both_streams_gets_both() {
+    let directory = tempfile::tempdir().unwrap();
+    let (both, other_name) = (
+        directory.path().join("both"),
+        directory.path().join("other"),
+    );
+    std::fs::write(&both, "").unwrap();
+    std::fs::hard_link(&both, &other_name).unwrap();
+    for err in [&both, &other_name] {
+        let mut command =
+            shell("i=0; while [ $i -lt 500 ]; do echo out; echo err >&2; i=$((i+1)); done");
+        (command.stdout, command.stderr) = (Some(both.clone()), Some(err.clone()));
+        assert_eq!(ended(command).await.exit_code, 0);
+        let text = std::fs::read_to_string(&both).unwrap();
+        assert_eq!(text.lines().filter(|l| *l == "out").count(), 500);
+        assert_eq!(text.lines().filter(|l| *l == "err").count(), 500);
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_fails_the_command_but_never_blocks_it() {
+    let mut command = shell("head -c 3000000 /dev/zero | tr '\\0' x; echo done >&2");
+    command.stdout = Some("/dev/full".into());
+    let ended = ended(command).await;
+    assert_eq!(ended.exit_code, 1);
+    assert_eq!(
+        (ended.stdout.len(), ended.stderr.as_str()),
+        (10 * 1024, "done\n")
+    );
+    assert!(ended.note.unwrap().contains("/dev/full"));
+}
+
+#[tokio::test]
+async fn a_command_that_ignores_term_is_killed_after_the_grace_time() {
+    let stop = CancellationToken::new();
+    let stubborn = shell("trap '' TERM; echo ready; sleep 60; sleep 60");
+    let running = tokio::spawn(run(stubborn, stop.clone(), Duration::from_millis(300)));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let begin = Instant::now();
+    stop.cancel();
+    let ended = tokio::time::timeout(LONG, running).await.unwrap().unwrap();
+    assert_eq!((ended.exit_code, ended.stdout.as_str()), (137, "ready\n"));
+    assert!(begin.elapsed() >= Duration::from_millis(300));
+    assert!(begin.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_command_that_heeds_term_can_finish_its_work() {
+    let stop = CancellationToken::new();
+    let polite = shell("trap 'echo bye; exit 5' TERM; sleep 60 & wait");
+    let running = tokio::spawn(run(polite, stop.clone(), LONG));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    stop.cancel();
+    let ended = tokio::time::timeout(LONG, running).await.unwrap().unwrap();
+    assert_eq!((ended.exit_code, ended.stdout.as_str()), (5, "bye\n"));
+}
+
+#[tokio::test]
+async fn a_command_stopped_before_it_began_does_not_begin() {
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let ended = run(shell("echo begun"), stop, LONG).await;
+    assert_eq!((ended.exit_code, ended.stdout.as_str()), (143, ""));
+}
+
+#[tokio::test]
+async fn the_time_limit_ends_a_command_and_says_so() {
+    let mut command = command(&["sleep", "60"]);
+    command.time_limit = Some(Duration::from_millis(200));
+    let ended = ended(command).await;
+    assert_eq!(ended.exit_code, 143);
+    assert_eq!(ended.note.unwrap(), "ended by its time limit of 0.2 s");
+}
+
+#[tokio::test]
+async fn what_the_command_leaves_in_its_group_is_killed() {
+    let begin = Instant::now();
+    let ended = ended(shell("sleep 60 & echo $!")).await;
+    assert!(begin.elapsed() < DRAIN, "its output is closed with it");
+    let left: i32 = ended.stdout.trim().parse().unwrap();
+    let stat = std::fs::read_to_string(format!("/proc/{left}/stat"));
+    assert!(stat.is_err() || stat.unwrap().contains(") Z "));
+}
+
+#[tokio::test]
+async fn a_daemon_that_holds_the_output_open_does_not_hold_up_the_end() {
+    let begin = Instant::now();
+    let ended = ended(shell("setsid sh -c 'sleep 8' & echo before; sleep 0.2")).await;
+    assert_eq!((ended.exit_code, ended.stdout.as_str()), (0, "before\n"));
+    assert!(
+        begin.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert!(ended.note.unwrap().contains("held its output open"));
+}
+
+#[tokio::test]
+async fn dropping_a_run_kills_its_group() {
+    let directory = tempfile::tempdir().unwrap();
+    let mark = directory.path().join("mark");
+    let late = shell(&format!("sleep 1; touch {}", mark.display()));
+    let run = run(late, CancellationToken::new(), LONG);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(300), run)
+            .await
+            .is_err()
+    );
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(!mark.exists());
+}
+
+#[tokio::test]
+async fn many_commands_at_once_each_get_their_own_exit_code() {
+    let runs: Vec<_> = (0..24)
+        .map(|n| tokio::spawn(ended(shell(&format!("echo {n}; exit {n}")))))
+        .collect();
+    for (n, run) in runs.into_iter().enumerate() {
+        let ended = run.await.unwrap();
+        assert_eq!(ended.exit_code, n as i32);
+        assert_eq!(ended.stdout, format!("{n}\n"));
+    }
+}
+
+#[tokio::test]
+async fn huge_output_is_drained_and_only_its_end_kept() {
+    let mut command = shell("head -c 200000000 /dev/zero | tr '\\0' x; echo end");
+    command.tail = 1000;
+    let before = peak_memory();
+    let ended = ended(command).await;
+    assert_eq!(ended.exit_code, 0);
+    assert_eq!(ended.stdout.len(), 1000);
+    assert!(ended.stdout.ends_with("xxxend\n"));
+    let grown = peak_memory() - before;
+    assert!(grown < 32 * 1024, "grew by {grown} KiB");
+}
+
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_tail_begins_with_a_whole_character_and_replaces_what_is_not_text() {
+    let text = |keep, pushes: &[&[u8]]| {
+        let mut tail = Tail::new(keep);
+        for bytes in pushes {
+            tail.push(bytes);
+        }
+        tail.into_text()
+    };
+    assert_eq!(text(4, &["aé€".as_bytes()]), "€");
+    assert_eq!(text(5, &["aé€".as_bytes()]), "é€");
+    assert_eq!(text(100, &[b"a\xffb"]), "a\u{fffd}b");
+    // A character cut in two by the pipe is whole again.
+    assert_eq!(text(100, &[b"\xe2\x82", b"\xac"]), "€");
+    // What was not cut keeps its bad first byte, and no text is longer than asked for.
+    assert_eq!(text(3, &[b"\x80"]), "\u{fffd}");
+    assert_eq!(text(3, &[b"\x80\x80\x80"]), "\u{fffd}");
+    assert_eq!(text(0, &[b"abc"]), "");
+}

@@ -1,0 +1,161 @@
+//! One look at one task, and what follows from it.
+
+use super::compute::{AttemptId, Compute, ComputeError, Observed, Refusal};
+use super::reconcile::{Action, Admission, Situation, reconcile};
+use super::record::{Head, Record, TaskId};
+use super::run::Settings;
+use super::store::{StoreError, TaskStore};
+use crate::plan::Plan;
+use crate::tes::Task;
+use crate::time::Timestamp;
+
+/// Where a task stands after a step.
+#[derive(Debug)]
+pub(super) struct Stepped {
+    /// `None` when the task is not in the store.
+    pub(super) head: Option<Head>,
+    /// When to look again, if nothing happens before.
+    pub(super) wake: Option<Timestamp>,
+}
+
+/// A step could not be finished. Nothing is lost: the next one begins anew.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StepError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
+}
+
+/// Looks at a task, decides, and does what was decided, until nothing is left to be done now.
+pub(super) async fn step(
+    store: &dyn TaskStore,
+    compute: &dyn Compute,
+    settings: &Settings,
+    id: &TaskId,
+    mut admission: Admission,
+) -> Result<Stepped, StepError> {
+    loop {
+        let Some(record) = store.get(id).await? else {
+            return Ok(Stepped {
+                head: None,
+                wake: None,
+            });
+        };
+        let observed = match record.head.current_attempt() {
+            Some(attempt) => Some(compute.observe(&attempt).await?),
+            None => None,
+        };
+        let situation = Situation {
+            head: &record.head,
+            logs: &record.logs,
+            observed: observed.as_ref(),
+            admission: &admission,
+            now: Timestamp::now(),
+        };
+        let actions = reconcile(situation, settings);
+        match apply(store, compute, settings, record.head, actions).await? {
+            Applied::Done(stepped) => return Ok(stepped),
+            // The number is used up or the record has changed: the turn was for what it was.
+            Applied::Changed => {}
+            Applied::Never(reason) => admission = Admission::Never(reason),
+        }
+    }
+}
+
+enum Applied {
+    Done(Stepped),
+    /// Another changed the record meanwhile.
+    Changed,
+    /// The compute side refuses the task for good.
+    Never(String),
+}
+
+async fn apply(
+    store: &dyn TaskStore,
+    compute: &dyn Compute,
+    settings: &Settings,
+    mut head: Head,
+    actions: Vec<Action>,
+) -> Result<Applied, StepError> {
+    let mut wake = None;
+    for action in actions {
+        match action {
+            Action::Write(update) => match store.update(&head.id, head.version, update).await {
+                Ok(new) => {
+                    if new.state != head.state {
+                        tracing::info!(task = %new.id, from = %head.state, to = %new.state, attempt = new.attempt);
+                    }
+                    head = new;
+                }
+                Err(StoreError::Conflict) => return Ok(Applied::Changed),
+                Err(error) => return Err(error.into()),
+            },
+            Action::Submit(attempt) => {
+                let Some(record) = store.get_with_secrets(&attempt.task).await? else {
+                    return Ok(Applied::Changed);
+                };
+                let plan = match plan(&record) {
+                    Ok(plan) => plan,
+                    Err(reason) => return Ok(Applied::Never(reason)),
+                };
+                match compute.submit(&attempt, &plan).await {
+                    // The worker says when it has more to tell.
+                    Ok(()) => {}
+                    Err(Refusal::Busy(reason)) => {
+                        tracing::debug!(%attempt, reason, "no room for an attempt");
+                        wake = Some(Timestamp::now().after(settings.busy));
+                    }
+                    Err(Refusal::Never(reason)) => return Ok(Applied::Never(reason)),
+                    Err(Refusal::Unknown(error)) => return Err(error.into()),
+                }
+            }
+            Action::Cancel(attempt) => compute.cancel(&attempt, settings.grace).await?,
+            Action::Remove(attempt) => remove(compute, &attempt).await,
+            Action::Wake(time) => wake = Some(time),
+        }
+    }
+    Ok(Applied::Done(Stepped {
+        head: Some(head),
+        wake,
+    }))
+}
+
+/// Removes what an attempt left. What cannot be removed now is left to the sweep: the task has
+/// ended all the same.
+async fn remove(compute: &dyn Compute, attempt: &AttemptId) {
+    if let Err(error) = compute.remove(attempt).await {
+        tracing::warn!(%attempt, %error, "an attempt could not be removed");
+    }
+}
+
+fn plan(record: &Record) -> Result<Plan, String> {
+    let task: Task = serde_json::from_str(&record.document)
+        .map_err(|error| format!("the stored document cannot be read: {error}"))?;
+    Plan::new(record.head.id.as_str(), &task, &record.secrets).map_err(|error| error.to_string())
+}
+
+/// Removes what attempts left that no record speaks of any more, and ends those that run.
+pub(super) async fn sweep_attempts(
+    store: &dyn TaskStore,
+    compute: &dyn Compute,
+    settings: &Settings,
+) -> Result<(), StepError> {
+    for attempt in compute.attempts().await? {
+        let head = store.head(&attempt.task).await?;
+        let wanted = head.is_some_and(|head| {
+            !head.state.is_terminal() && head.current_attempt().as_ref() == Some(&attempt)
+        });
+        if wanted {
+            continue;
+        }
+        let Observed { phase, .. } = compute.observe(&attempt).await?;
+        if phase.is_over() {
+            remove(compute, &attempt).await;
+        } else {
+            tracing::warn!(%attempt, "ending an attempt that no task has");
+            compute.cancel(&attempt, settings.grace).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! After the last executor: outputs are found and delivered at the same time.
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use super::find::{Item, Missing, find};
+use super::tree::Tree;
+use super::{Delivered, Failure};
+use crate::plan::{Mount, Plan, PlannedOutput};
+use crate::rooted::{RelPath, Root};
+use crate::storage::{LocalPath, StorageUrl};
+use crate::tes::OutputFileLog;
+use crate::transfer::Engine;
+
+/// Outputs on their way at once. What really runs in parallel the engine's own limits decide.
+const PARALLEL: usize = 32;
+/// Found, but not yet on their way.
+const WAITING: usize = 256;
+/// Lines of each sort that a task log gets; ten thousand would help nobody.
+const MAX_LINES: usize = 100;
+
+/// Something to deliver.
+#[derive(Debug)]
+struct Delivery {
+    output: usize,
+    /// Where the task's executors see it.
+    path: String,
+    url: StorageUrl,
+    /// The file; `None` is an empty directory.
+    file: Option<RelPath>,
+}
+
+/// Collects and delivers every output; one failure does not stop the others.
+pub async fn outputs(plan: &Plan, scratch: &Arc<Root>, engine: &Engine) -> Delivered {
+    let (queue, found) = mpsc::channel(WAITING);
+    let search = tokio::task::spawn_blocking({
+        let (outputs, mounts) = (plan.outputs.clone(), plan.mounts.clone());
+        let scratch = scratch.clone();
+        move || search(&outputs, &mounts, &scratch, &queue)
+    });
+    let mut delivered = Delivered::default();
+    let mut failures = Failures::default();
+    let found = stream::unfold(found, |mut found| async {
+        found.recv().await.map(|delivery| (delivery, found))
+    });
+    let mut done = std::pin::pin!(
+        found
+            .map(|delivery| deliver(delivery, scratch, engine))
+            .buffer_unordered(PARALLEL)
+    );
+    while let Some(result) = done.next().await {
+        match result {
+            Ok(log) => delivered.outputs.extend(log),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    match search.await {
+        Ok(searched) => {
+            delivered.notes = searched.notes.into_lines();
+            searched
+                .failures
+                .into_iter()
+                .for_each(|failure| failures.push(failure));
+        }
+        Err(error) => failures.push(Failure {
+            message: format!("the search for outputs broke off: {error}"),
+            retryable: true,
+        }),
+    }
+    delivered.failures = failures.into_list();
+    delivered
+        .outputs
+        .sort_unstable_by(|a, b| (&a.path, &a.url).cmp(&(&b.path, &b.url)));
+    delivered
+}
+
+async fn deliver(
+    delivery: Delivery,
+    scratch: &Arc<Root>,
+    engine: &Engine,
+) -> Result<Option<OutputFileLog>, Failure> {
+    let Delivery {
+        output,
+        path,
+        url,
+        file,
+    } = delivery;
+    let failed = |error| Failure::of_storage(&format!("outputs[{output}] ({path})"), &error);
+    let Some(file) = file else {
+        return engine
+            .make_directory(&url)
+            .await
+            .map(|()| None)
+            .map_err(failed);
+    };
+    let from = LocalPath {
+        root: scratch.clone(),
+        path: file,
+    };
+    let moved = engine.store_file(&from, &url).await.map_err(failed)?;
+    Ok(Some(OutputFileLog {
+        url: moved.url,
+        path,
+        size_bytes: moved.size,
+    }))
+}
+
+/// What a search has to say beside the files it queues.
+#[derive(Debug, Default)]
+struct Searched {
+    notes: Lines,
+    failures: Vec<Failure>,
+}
+
+/// Walks scratch and queues what is to be delivered, for as long as somebody listens. Blocks.
+fn search(
+    outputs: &[PlannedOutput],
+    mounts: &[Mount],
+    scratch: &Arc<Root>,
+    queue: &mpsc::Sender<Delivery>,
+) -> Searched {
+    let mut searched = Searched::default();
+    // Only the digests: with ten thousands of files the names themselves would be kept twice.
+    let mut queued: HashSet<[u8; 32]> = HashSet::new();
+    for output in outputs {
+        let label = format!("outputs[{}]", output.index);
+        let url: StorageUrl = match output.url.parse() {
+            Ok(url) => url,
+            Err(error) => {
+                let message = format!("{label}: its url {error}");
+                searched.failures.push(Failure::definite(message));
+                continue;
+            }
+        };
+        let tree = Tree::new(scratch, mounts, output.collected_at.as_deref());
+        let notes = &mut searched.notes;
+        let mut queue_item = |item: Item| {
+            let (path, relative, file) = match item {
+                Item::File {
+                    place,
+                    path,
+                    relative,
+                } => (path, relative, Some(place)),
+                Item::Directory {
+                    path,
+                    relative,
+                    empty: true,
+                    ..
+                } => (path, relative, None),
+                Item::Directory { .. } => return ControlFlow::Continue(()),
+                Item::Refused { path, why } => {
+                    notes.push(format!("{label}: {path} {why}: not delivered"));
+                    return ControlFlow::Continue(());
+                }
+            };
+            let url = match relative.as_str() {
+                "" => url.clone(),
+                relative => url.join(relative),
+            };
+            let pair = Sha256::new()
+                .chain_update(&path)
+                .chain_update([0])
+                .chain_update(url.to_secret_string())
+                .finalize();
+            if !queued.insert(pair.into()) {
+                return ControlFlow::Continue(());
+            }
+            let delivery = Delivery {
+                output: output.index,
+                path,
+                url,
+                file,
+            };
+            match queue.blocking_send(delivery) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        };
+        match find(&tree, output, true, &mut queue_item) {
+            Ok(()) => {}
+            Err(Missing::Declared(why)) => {
+                searched
+                    .failures
+                    .push(Failure::definite(format!("{label}: {why}")));
+            }
+            Err(Missing::Unmatched(pattern)) => {
+                let note = format!("{label}: nothing matches {pattern}");
+                searched.notes.push(note);
+            }
+        }
+    }
+    searched
+}
+
+/// Lines for people: the first hundred, and how many there were.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    lines: Vec<String>,
+    more: usize,
+}
+
+impl Lines {
+    pub(super) fn push(&mut self, line: String) {
+        if self.lines.len() < MAX_LINES {
+            self.lines.push(line);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    pub(super) fn into_lines(mut self) -> Vec<String> {
+        if self.more > 0 {
+            self.lines
+                .push(format!("and {} more such lines", self.more));
+        }
+        self.lines
+    }
+}
+
+/// Failures: the first hundred, and how many there were; never hides a definite one.
+#[derive(Debug, Default)]
+struct Failures {
+    list: Vec<Failure>,
+    more: usize,
+    more_definite: bool,
+}
+
+impl Failures {
+    fn push(&mut self, failure: Failure) {
+        if self.list.len() < MAX_LINES {
+            self.list.push(failure);
+        } else {
+            self.more += 1;
+            self.more_definite |= !failure.retryable;
+        }
+    }
+
+    fn into_list(mut self) -> Vec<Failure> {
+        if self.more > 0 {
+            self.list.push(Failure {
+                message: format!("and {} more outputs that are not delivered", self.more),
+                retryable: !self.more_definite,
+            });
+        }
+        self.list
+    }
+}

@@ -1,0 +1,111 @@
+//! Inside an executor's container, when its command has ended: only here can be read what
+//! another user owns, and be seen what belongs to the image.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+use super::deliver::Lines;
+use super::find::{Item, base, find};
+use super::tree::Tree;
+use crate::plan::Plan;
+use crate::rooted::{RelPath, Root};
+
+const ANYBODY: u32 = 0o777;
+
+/// Makes declared outputs that this process owns readable for any user: the one that delivers
+/// them may be another. `container` is the root of the executor's file system. Best effort:
+/// what stays unreadable is reported when it is delivered.
+pub fn release(plan: &Plan, container: &Arc<Root>) {
+    for output in plan.outputs.iter().filter(|o| o.collected_at.is_none()) {
+        let tree = Tree::new(container, &plan.mounts, None);
+        let _ = find(&tree, output, false, &mut |item| {
+            match item {
+                Item::File { place, .. } => {
+                    open_parents(&tree, container, &place);
+                    add_mode(container, &place, 0o444);
+                }
+                Item::Directory { place, .. } => {
+                    open_parents(&tree, container, &place);
+                    add_mode(container, &place, 0o555);
+                }
+                Item::Refused { .. } => {}
+            }
+            ControlFlow::Continue(())
+        });
+    }
+}
+
+fn open_parents(tree: &Tree, container: &Root, place: &RelPath) {
+    let mut parent = place.parent();
+    while let Some(directory) = parent.filter(|directory| tree.sees(directory)) {
+        add_mode(container, &directory, 0o555);
+        parent = directory.parent();
+    }
+}
+
+fn add_mode(container: &Root, place: &RelPath, wanted: u32) {
+    if let Ok(metadata) = container.symlink_metadata(place) {
+        let mode = metadata.permissions().mode() & 0o7777;
+        if mode & wanted != wanted {
+            let _ = container.set_mode(place, mode | wanted);
+        }
+    }
+}
+
+/// Copies declared outputs that lie outside every mount from `container`, the root of the
+/// executor's file system, to where the plan collects them in `scratch`. What an earlier
+/// executor left there is replaced. Gives lines for the system log.
+pub fn collect(plan: &Plan, container: &Arc<Root>, scratch: &Arc<Root>) -> Vec<String> {
+    let mut notes = Lines::default();
+    for output in &plan.outputs {
+        let Some(collected_at) = &output.collected_at else {
+            continue;
+        };
+        let base = base(output);
+        let tree = Tree::new(container, &plan.mounts, Some(&base));
+        // Nothing there is for the end to say: a later executor may make it.
+        let _ = find(&tree, output, false, &mut |item| {
+            let (path, copied) = match item {
+                Item::File { place, path, .. } => {
+                    let copied = target(collected_at, &base, &path)
+                        .and_then(|to| copy(container, &place, scratch, &to));
+                    (path, copied)
+                }
+                Item::Directory { path, .. } => {
+                    let made = target(collected_at, &base, &path)
+                        .and_then(|to| scratch.create_dir_all(&to, ANYBODY));
+                    (path, made)
+                }
+                Item::Refused { path, why } => {
+                    let why = io::Error::other(why.to_string());
+                    (path, Err(why))
+                }
+            };
+            if let Err(error) = copied {
+                notes.push(format!(
+                    "outputs[{}]: {path} is not collected: {error}",
+                    output.index
+                ));
+            }
+            ControlFlow::Continue(())
+        });
+    }
+    notes.into_lines()
+}
+
+/// Where in scratch the found `path` is collected.
+fn target(collected_at: &str, base: &str, path: &str) -> io::Result<RelPath> {
+    let below = path.strip_prefix(base).unwrap_or(path);
+    RelPath::new(format!("{collected_at}/{below}"))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidFilename, "it has an unusable name"))
+}
+
+fn copy(container: &Root, from: &RelPath, scratch: &Arc<Root>, to: &RelPath) -> io::Result<()> {
+    scratch.create_dir_all(&to.parent().unwrap_or_default(), ANYBODY)?;
+    let mut from = container.open_file(from)?;
+    let copy = scratch.create_temp(to, 0o666)?;
+    io::copy(&mut from, &mut copy.file().as_ref())?;
+    copy.keep(to)
+}

@@ -1,0 +1,245 @@
+//! What clients send, and what is made of it.
+
+use super::*;
+
+#[test]
+fn broken_json_is_refused_with_line_and_column() {
+    let error = accept(b"{\n \"name\": }", &rules()).unwrap_err();
+    assert!(matches!(&error, Rejection::Syntax(_)), "{error:?}");
+    assert!(error.to_string().contains("line 2 column 10"), "{error}");
+    for body in [
+        &b""[..],
+        b" \n",
+        b"{}{}",
+        b"{\"name\":\"\xff\"}",
+        b"\"\\ud800\"",
+    ] {
+        assert!(
+            matches!(accept(body, &rules()), Err(Rejection::Syntax(_))),
+            "{body:?}"
+        );
+    }
+}
+
+#[test]
+fn a_deeply_nested_document_is_refused_before_it_exhausts_the_stack() {
+    for open in ["[", "{\"a\":"] {
+        let error = accept(open.repeat(1_000_000).as_bytes(), &rules()).unwrap_err();
+        assert!(matches!(error, Rejection::Syntax(_)), "{error:?}");
+    }
+}
+
+#[test]
+fn a_document_that_is_no_object_is_refused() {
+    assert_eq!(breaches_of(b"[]")[0], "task: must be an object, not a list");
+    assert_eq!(breaches_of(b"null")[0], "task: must be an object, not null");
+}
+
+#[test]
+fn nulls_vanish_and_empty_values_survive() {
+    let echo = echo(json!({
+        "name": null,
+        "description": "",
+        "inputs": [null],
+        "volumes": ["/v", null],
+        "tags": {"parent_workflow_id": null, "empty": ""},
+        "resources": {"cpu_cores": null, "zones": [null, "z"]},
+    }));
+    assert_eq!(
+        echo,
+        json!({
+            "description": "",
+            "inputs": [],
+            "volumes": ["/v"],
+            "tags": {"empty": ""},
+            "resources": {"zones": ["z"]},
+        })
+    );
+}
+
+#[test]
+fn unknown_and_read_only_fields_never_come_back() {
+    let echo = echo(json!({
+        "id": "x", "state": "COMPLETE", "logs": 5, "creation_time": {}, "vendor": ["\u{0}"],
+    }));
+    assert_eq!(echo, json!({}));
+}
+
+#[test]
+fn camel_case_is_read_and_snake_case_wins() {
+    let accepted = accepted(json!({
+        "resources": {
+            "cpuCores": 2, "ramGb": 3, "ram_gb": 4, "diskGb": 5, "disk_gb": null,
+            "backendParameters": {"nodepool": "a"}, "backendParametersStrict": true,
+        },
+        "executors": [{"image": "i", "command": ["c"], "workDir": "/w", "ignoreError": "true"}],
+        "outputs": [{"path": "/o/*", "url": "s3://b", "pathPrefix": "/o"}],
+    }));
+    assert_eq!(
+        serde_json::to_value(accepted.task).unwrap(),
+        json!({
+            "outputs": [{"url": "s3://b", "path": "/o/*", "path_prefix": "/o", "type": "FILE"}],
+            "resources": {
+                "cpu_cores": 2, "ram_gb": 4, "disk_gb": 5,
+                "backend_parameters": {"nodepool": "a"}, "backend_parameters_strict": true,
+            },
+            "executors": [
+                {"image": "i", "command": ["c"], "workdir": "/w", "ignore_error": true},
+            ],
+        })
+    );
+}
+
+#[test]
+fn numbers_and_booleans_may_be_strings_and_come_back_plain() {
+    let resources = json!({"resources": {
+        "cpu_cores": "4", "ram_gb": 8.0, "disk_gb": "0.5", "preemptible": "True", "zones": "z",
+    }});
+    let text = serde_json::to_string(&accepted(resources).task.resources).unwrap();
+    assert_eq!(
+        text,
+        r#"{"cpu_cores":4,"preemptible":true,"ram_gb":8,"disk_gb":0.5,"zones":["z"]}"#
+    );
+    assert_eq!(
+        serde_json::to_string(
+            &accepted(json!({"resources": {"cpu_cores": 4.0}}))
+                .task
+                .resources
+        )
+        .unwrap(),
+        r#"{"cpu_cores":4}"#
+    );
+}
+
+#[test]
+fn words_may_be_integers_and_booleans_but_no_fractions() {
+    let accepted = accepted(json!({
+        "executors": [{"image": "i", "command": ["c", 5, true, ""], "env": {"N": -1}}],
+        "tags": {"n": 18_446_744_073_709_551_615_u64},
+    }));
+    assert_eq!(accepted.task.executors[0].command, ["c", "5", "true", ""]);
+    assert_eq!(accepted.task.executors[0].env.as_ref().unwrap()["N"], "-1");
+    assert_eq!(accepted.task.tags.unwrap()["n"], "18446744073709551615");
+    assert_eq!(
+        breaches(json!({
+            "executors": [{"image": "i", "command": ["c", 5.0, null, []]}],
+            "tags": {"a": 1.5, "b": {}},
+        })),
+        [
+            "executors[0].command[1]: must be a string, not a number",
+            "executors[0].command[2]: must be a string, not null",
+            "executors[0].command[3]: must be a string, not a list",
+            "tags.a: must be a string, not a number",
+            "tags.b: must be a string, not an object",
+        ]
+    );
+}
+
+#[test]
+fn the_type_is_filled_in_and_read_in_any_case() {
+    for (sent, kind) in [
+        (json!(null), "FILE"),
+        (json!(""), "FILE"),
+        (json!("file"), "FILE"),
+        (json!("Directory"), "DIRECTORY"),
+    ] {
+        assert_eq!(
+            echo(input(json!({"type": sent})))["inputs"][0]["type"],
+            kind
+        );
+    }
+    assert_eq!(
+        breach(input(json!({"type": "LINK"}))),
+        "inputs[0].type: must be FILE or DIRECTORY"
+    );
+}
+
+#[test]
+fn empty_texts_count_as_absent_where_only_a_path_or_url_makes_sense() {
+    let accepted = accepted(json!({
+        "executors": [{
+            "image": "i", "command": ["c"], "workdir": "", "stdin": "", "stdout": "", "stderr": "",
+        }],
+        "outputs": [{"path": "/work/o", "url": "s3://b/o", "path_prefix": ""}],
+        "inputs": [{"path": "/in", "url": "", "content": "x"}],
+    }));
+    let task = accepted.task;
+    assert_eq!(task.executors[0].workdir, None);
+    assert_eq!(task.executors[0].stdin, None);
+    assert_eq!(task.outputs.unwrap()[0].path_prefix, None);
+    assert_eq!(task.inputs.unwrap()[0].url, None);
+    assert_eq!(
+        breach(output(json!({"url": ""}))),
+        "outputs[0].url: missing"
+    );
+}
+
+#[test]
+fn a_nul_character_is_refused_everywhere_but_in_content() {
+    assert_eq!(
+        breaches(json!({
+            "name": "a\0",
+            "inputs": [{"path": "/in\0", "content": "a\0b"}],
+            "volumes": ["/v\0"],
+            "tags": {"k": "\0"},
+            "executors": [{"image": "i", "command": ["c\0"], "env": {"K\0": "v"}}],
+        })),
+        [
+            "inputs[0].path: contains a NUL character",
+            "executors[0].command[0]: contains a NUL character",
+            "executors[0].env: a key contains a NUL character",
+            "volumes[0]: contains a NUL character",
+            "name: contains a NUL character",
+            "tags.k: contains a NUL character",
+        ]
+    );
+    assert_eq!(
+        accepted(json!({"inputs": [{"path": "/in", "content": "a\0b"}]}))
+            .task
+            .inputs
+            .unwrap()[0]
+            .content
+            .as_deref(),
+        Some("a\0b")
+    );
+}
+
+#[test]
+fn all_breaches_are_reported_together_with_the_clients_indices() {
+    assert_eq!(
+        breaches_of(
+            json!({
+                "name": 5,
+                "executors": [null, {"image": " ", "command": []}],
+                "outputs": [null, null, {"path": "/o/x"}, {"path": "rel", "url": "s3://b/k"}],
+                "inputs": [{"url": "s3://b/k"}, "x", {"path": "/a", "url": "gopher://h/"}],
+            })
+            .to_string()
+            .as_bytes()
+        ),
+        [
+            "inputs[0].path: missing",
+            "inputs[1]: must be an object, not a string",
+            "outputs[2].url: missing",
+            "name: must be a string, not a number",
+            "executors[1].image: must not be empty",
+            "executors[1].command: must not be empty",
+            "inputs[2].url: has another scheme; this server serves file, ftp, https, s3",
+            "outputs[3].path: must be an absolute path",
+        ]
+    );
+}
+
+#[test]
+fn a_flood_of_breaches_is_cut_short() {
+    let inputs = vec![json!(0); 100_000];
+    let breaches = breaches(json!({ "inputs": inputs }));
+    assert_eq!(breaches.len(), 501);
+    assert_eq!(breaches[500], "task: 99500 more errors are not listed");
+}
+
+#[test]
+fn a_breach_of_a_long_key_does_not_repeat_all_of_it() {
+    let key = "k".repeat(1_000_000);
+    assert!(breach(json!({"tags": {key: []}})).len() < 200);
+}

@@ -1,0 +1,146 @@
+//! Uploads that core drives part by part.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::storage::Upload;
+
+const PART: usize = 1000;
+
+/// A storage of uploads. Parts fail while `failures` lasts, each after half of its bytes.
+#[derive(Debug, Default)]
+struct Parts {
+    failures: Arc<Mutex<u32>>,
+    content: Arc<Mutex<BTreeMap<u64, Vec<u8>>>>,
+    ended: Arc<Mutex<Vec<&'static str>>>,
+}
+
+#[async_trait]
+impl Storage for Parts {
+    fn capabilities(&self) -> Capabilities {
+        let mut claims = Capabilities::read_only();
+        claims.write = true;
+        claims.atomic_write = true;
+        claims.parts = true;
+        claims
+    }
+    async fn stat(&self, _: &StorageUrl) -> Result<Option<Entry>> {
+        Ok(None)
+    }
+    async fn read(
+        &self,
+        url: &StorageUrl,
+        _: ByteRange,
+        _: Option<&Version>,
+    ) -> Result<ByteStream> {
+        Err(Error::unsupported(url, "reading"))
+    }
+    async fn begin_upload(&self, url: &StorageUrl, size: u64) -> Result<Box<dyn Upload>> {
+        Ok(Box::new(Running {
+            url: url.clone(),
+            size,
+            failures: self.failures.clone(),
+            content: self.content.clone(),
+            ended: self.ended.clone(),
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct Running {
+    url: StorageUrl,
+    size: u64,
+    failures: Arc<Mutex<u32>>,
+    content: Arc<Mutex<BTreeMap<u64, Vec<u8>>>>,
+    ended: Arc<Mutex<Vec<&'static str>>>,
+}
+
+#[async_trait]
+impl Upload for Running {
+    fn part_size(&self) -> u64 {
+        PART as u64
+    }
+    async fn part(&self, index: u64, source: &Source) -> Result<()> {
+        let start = index * PART as u64;
+        let end = self.size.min(start + PART as u64);
+        let fails = {
+            let mut failures = self.failures.lock().unwrap();
+            let fails = *failures > 0;
+            *failures = failures.saturating_sub(1);
+            fails
+        };
+        let end = if fails { start.midpoint(end) } else { end };
+        let mut stream = source.read((start..end).into()).await?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = stream.next().await {
+            bytes.extend_from_slice(&chunk?);
+        }
+        if fails {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                &self.url,
+                "the connection was cut",
+            ));
+        }
+        self.content.lock().unwrap().insert(index, bytes);
+        Ok(())
+    }
+    async fn complete(&self) -> Result<Written> {
+        self.ended.lock().unwrap().push("complete");
+        Ok(Written {
+            size: self.size,
+            ..Written::default()
+        })
+    }
+    async fn abort(&self) -> Result<()> {
+        self.ended.lock().unwrap().push("abort");
+        Ok(())
+    }
+}
+
+async fn store(failures: u32, size: usize) -> (Result<Moved>, Arc<Parts>, Engine) {
+    let parts = Arc::new(Parts {
+        failures: Arc::new(Mutex::new(failures)),
+        ..Parts::default()
+    });
+    let dynamic: Arc<dyn Storage> = parts.clone();
+    let registry = Registry::default().serving("ftp://", &dynamic).unwrap();
+    let engine = Engine::new(Arc::new(registry), &quick());
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("f"), content(size)).unwrap();
+    let from = LocalPath {
+        root: Arc::new(Root::open(dir.path(), Symlinks::InRoot).unwrap()),
+        path: RelPath::new("f").unwrap(),
+    };
+    (engine.store_file(&from, &url()).await, parts, engine)
+}
+
+#[tokio::test]
+async fn parts_are_sent_again_one_by_one_and_counted_once() {
+    for (failures, size) in [(0, 0), (0, 1), (0, 3000), (7, 10_500)] {
+        let (moved, storage, engine) = store(failures, size).await;
+        assert_eq!(moved.unwrap().size, size as u64);
+        let parts = storage.content.lock().unwrap();
+        assert_eq!(parts.len(), size.div_ceil(PART).max(1));
+        assert_eq!(
+            parts.values().flatten().copied().collect::<Vec<_>>(),
+            content(size)
+        );
+        assert_eq!(*storage.ended.lock().unwrap(), ["complete"]);
+        let done = engine.counters().bytes_done.load(Ordering::Relaxed);
+        assert_eq!(done, size as u64);
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_fails_is_aborted() {
+    let (moved, storage, engine) = store(u32::MAX, 3000).await;
+    assert!(
+        moved
+            .unwrap_err()
+            .to_string()
+            .contains("gave up after 6 attempts")
+    );
+    assert_eq!(*storage.ended.lock().unwrap(), ["abort"]);
+    assert_eq!(engine.counters().bytes_done.load(Ordering::Relaxed), 0);
+}

@@ -1,0 +1,233 @@
+//! Executors in containers: only with `TESK_TEST_PODMAN=1`, because images and an engine that
+//! works are not everywhere.
+//!
+//! `TESK_TEST_IMAGE` names an image with a busybox shell, which has to be there already,
+//! `TESK_TEST_USER_IMAGE` one whose user is not root, and `TESK_TEST_PODMAN_ARGS` global arguments of podman, separated by spaces.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use libtest_mimic::Trial;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tesk_core::local::RuntimeChoice;
+use tesk_core::tes::State;
+
+use super::crash::running_attempt;
+use super::harness::{Place, Running, ended, eventually, system_logs};
+use crate::trials;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    if std::env::var("TESK_TEST_PODMAN").as_deref() != Ok("1") {
+        eprintln!("containers are not tested: TESK_TEST_PODMAN is not 1");
+        return Vec::new();
+    }
+    trials![
+        "podman":
+        a_task_runs_in_its_images,
+        exit_codes_of_a_container_are_those_of_its_command,
+        a_container_gets_its_environment_and_arguments_as_they_were_sent,
+        streams_of_a_container_are_redirected,
+        outputs_that_belong_to_the_image_are_collected,
+        an_image_that_is_nowhere_is_a_system_error,
+        a_canceled_container_is_gone,
+        a_user_of_the_image_reads_inputs_and_writes_outputs,
+        a_container_whose_attempt_is_killed_is_gone_before_the_next,
+    ]
+}
+
+async fn start(place: &Place) -> Result<Running> {
+    place
+        .start_with(|settings| {
+            settings.runtime = RuntimeChoice::Podman;
+            settings.scheduler.grace = Duration::from_millis(500);
+            let arguments = std::env::var("TESK_TEST_PODMAN_ARGS").unwrap_or_default();
+            settings.container_arguments.global =
+                arguments.split_whitespace().map(str::to_owned).collect();
+        })
+        .await
+}
+
+fn container(command: &Value) -> Value {
+    let image = std::env::var("TESK_TEST_IMAGE").expect("TESK_TEST_IMAGE names an image");
+    json!({ "image": image, "command": command })
+}
+
+fn shell(script: &str) -> Value {
+    container(&json!(["sh", "-c", script]))
+}
+
+async fn a_task_runs_in_its_images() -> Result<()> {
+    let place = Place::new()?;
+    std::fs::write(place.file("in"), "data")?;
+    let running = start(&place).await?;
+    let task = json!({
+        "inputs": [
+            { "url": place.url("in"), "path": "/work/in, \"odd\"" },
+            { "content": "conf", "path": "/etc/my.conf" },
+        ],
+        "outputs": [{ "url": place.url("out"), "path": "/work/out" }],
+        "volumes": ["/vol"],
+        "resources": { "cpu_cores": 1, "ram_gb": 0.01 },
+        "executors": [
+            shell("cat '/work/in, \"odd\"' /etc/my.conf > /vol/x; touch /not-shared"),
+            shell("test ! -e /not-shared && cat /vol/x > /work/out"),
+        ],
+    });
+    let record = running.run(&place, &task).await?;
+    ended(&record, State::Complete)?;
+    ensure!(place.read("out")? == "dataconf");
+    eventually("no attempt is left", || Ok(place.attempts()?.is_empty())).await
+}
+
+async fn exit_codes_of_a_container_are_those_of_its_command() -> Result<()> {
+    let place = Place::new()?;
+    let running = start(&place).await?;
+    for (command, code) in [
+        (json!(["sh", "-c", "exit 3"]), 3),
+        (json!(["sh", "-c", "exit 125"]), 125),
+        (json!(["no-such-program"]), 127),
+        (json!(["/etc"]), 126),
+        (json!(["sh", "-c", "sh -c 'kill -9 $$'; exit $?"]), 137),
+    ] {
+        let task = json!({ "executors": [container(&command)] });
+        let record = running.run(&place, &task).await?;
+        ended(&record, State::ExecutorError)?;
+        let found = record.logs[0].logs[0].exit_code;
+        ensure!(found == code, "{command}: {found}");
+    }
+    Ok(())
+}
+
+async fn a_container_gets_its_environment_and_arguments_as_they_were_sent() -> Result<()> {
+    let place = Place::new()?;
+    let running = start(&place).await?;
+    let mut executor = container(&json!([
+        "sh",
+        "-c",
+        "echo \"$A|$PATH|$0|$1|$2\"",
+        "x",
+        "",
+        "$(Y)"
+    ]));
+    executor["env"] = json!({ "A": "one\ntwo", "PATH": "/bin:/extra", "LD_PRELOAD": "" });
+    let record = running
+        .run(&place, &json!({ "executors": [executor] }))
+        .await?;
+    ended(&record, State::Complete)?;
+    let out = record.logs[0].logs[0].stdout.clone().unwrap_or_default();
+    ensure!(out == "one\ntwo|/bin:/extra|x||$(Y)\n", "{out}");
+    Ok(())
+}
+
+async fn streams_of_a_container_are_redirected() -> Result<()> {
+    let place = Place::new()?;
+    let running = start(&place).await?;
+    let mut executor = container(&json!(["cat"]));
+    executor["stdin"] = json!("/work/in");
+    executor["stdout"] = json!("/work/deep/out");
+    executor["workdir"] = json!("/made/here");
+    let task = json!({
+        "inputs": [{ "content": "hello", "path": "/work/in" }],
+        "outputs": [{ "url": place.url("out"), "path": "/work/deep/out" }],
+        "executors": [executor],
+    });
+    let record = running.run(&place, &task).await?;
+    ended(&record, State::Complete)?;
+    ensure!(place.read("out")? == "hello");
+    Ok(())
+}
+
+async fn outputs_that_belong_to_the_image_are_collected() -> Result<()> {
+    let place = Place::new()?;
+    let running = start(&place).await?;
+    let task = json!({
+        "outputs": [
+            { "url": place.url("root"), "path": "/result" },
+            { "url": place.url("etc"), "path": "/etc/result-*", "path_prefix": "/etc" },
+        ],
+        "executors": [shell("echo 1 > /result; mkdir -p /etc; echo 2 > /etc/result-2")],
+    });
+    let record = running.run(&place, &task).await?;
+    ended(&record, State::Complete)?;
+    ensure!(place.read("root")? == "1\n" && place.read("etc/result-2")? == "2\n");
+    Ok(())
+}
+
+async fn an_image_that_is_nowhere_is_a_system_error() -> Result<()> {
+    let place = Place::new()?;
+    let running = start(&place).await?;
+    let task = json!({ "executors": [
+        { "image": "localhost/no-such-image:none", "command": ["true"] }
+    ]});
+    let record = running.run(&place, &task).await?;
+    ended(&record, State::SystemError)?;
+    ensure!(system_logs(&record).contains("localhost/no-such-image:none"));
+    ensure!(record.logs[0].logs.is_empty());
+    Ok(())
+}
+
+async fn a_canceled_container_is_gone() -> Result<()> {
+    let place = Place::new()?;
+    let running = start(&place).await?;
+    let id = running
+        .submit(
+            &place,
+            &json!({ "executors": [shell("trap '' TERM; while :; do sleep 1; done")] }),
+        )
+        .await?;
+    running.until(&id, |s| s == State::Running).await?;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    running.cancel(&id).await?;
+    ended(&running.end(&id).await?, State::Canceled)?;
+    eventually("no attempt is left", || Ok(place.attempts()?.is_empty())).await
+}
+
+async fn a_user_of_the_image_reads_inputs_and_writes_outputs() -> Result<()> {
+    let place = Place::new()?;
+    let running = start(&place).await?;
+    let mut executor = shell("id -u; cat /work/in > /work/deep/out; echo > here; echo > /vol/x");
+    executor["image"] = json!(std::env::var("TESK_TEST_USER_IMAGE")?);
+    executor["workdir"] = json!("/made/here");
+    executor["stdout"] = json!("/work/user");
+    let task = json!({
+        "inputs": [{ "content": "hello", "path": "/work/in" }],
+        "outputs": [
+            { "url": place.url("out"), "path": "/work/deep/out" },
+            { "url": place.url("user"), "path": "/work/user" },
+        ],
+        "volumes": ["/vol"],
+        "executors": [executor],
+    });
+    let record = running.run(&place, &task).await?;
+    ended(&record, State::Complete)?;
+    ensure!(place.read("out")? == "hello" && place.read("user")? != "0\n");
+    eventually("no attempt is left", || Ok(place.attempts()?.is_empty())).await
+}
+
+async fn a_container_whose_attempt_is_killed_is_gone_before_the_next() -> Result<()> {
+    let place = Place::new()?;
+    let running = start(&place).await?;
+    let task = json!({ "executors": [shell("sleep 60")] });
+    let id = running.submit(&place, &task).await?;
+    running.until(&id, |s| s == State::Running).await?;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let pid = running_attempt(&place, &id)?.and_then(Pid::from_raw);
+    kill_process(pid.context("a process id")?, Signal::KILL)?;
+    let lost = |record: &tesk_core::scheduler::Record| record.head.attempt == 2;
+    let begun = std::time::Instant::now();
+    while !lost(&running.store.get(&id).await?.context("get")?) {
+        ensure!(begun.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut podman = std::process::Command::new("podman");
+    let arguments = std::env::var("TESK_TEST_PODMAN_ARGS").unwrap_or_default();
+    let listed = podman
+        .args(arguments.split_whitespace())
+        .args(["ps", "--all", "--quiet", "--filter"])
+        .arg(format!("label=tesk.attempt={id}-1"))
+        .output()?;
+    ensure!(listed.status.success() && listed.stdout.is_empty());
+    running.cancel(&id).await?;
+    ended(&running.end(&id).await?, State::Canceled)
+}

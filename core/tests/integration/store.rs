@@ -1,0 +1,171 @@
+//! The SQLite store: the promises of every store, and what is its own.
+
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use libtest_mimic::Trial;
+use tesk_conformance::store::{CASES, Fixture};
+use tesk_core::local::SqliteStore;
+use tesk_core::local::store::OpenError;
+use tesk_core::scheduler::{Created, NewTask, Owner, TaskId, TaskStore};
+use tesk_core::tes::UrlSecrets;
+
+use crate::{trial, trials};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let suite = CASES.iter().map(|case| {
+        trial(format!("sqlite::{}", case.name), || async {
+            let directory = tempfile::tempdir()?;
+            (case.run)(Arc::new(Directory(directory))).await
+        })
+    });
+    let own = trials![
+        "sqlite":
+        a_second_process_is_refused_and_told_who_has_the_directory,
+        nobody_else_can_read_the_database,
+        a_database_of_a_later_version_is_left_alone,
+        what_was_acknowledged_survives_a_kill,
+    ];
+    suite.chain(own).collect()
+}
+
+struct Directory(tempfile::TempDir);
+
+impl Fixture for Directory {
+    fn open(&self) -> BoxFuture<'_, Result<Arc<dyn TaskStore>>> {
+        async {
+            // The lock of a store goes with its last reader and writer, in their own time.
+            let store = reopen(self.0.path()).await?;
+            Ok(Arc::new(store) as Arc<dyn TaskStore>)
+        }
+        .boxed()
+    }
+}
+
+async fn reopen(directory: &Path) -> Result<SqliteStore> {
+    for _ in 0..1000 {
+        match SqliteStore::open(directory) {
+            Err(OpenError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
+            other => return Ok(other?),
+        }
+    }
+    anyhow::bail!("the store is not closed")
+}
+
+fn task(id: TaskId) -> NewTask {
+    NewTask {
+        id,
+        owner: Owner::default(),
+        document: r#"{"executors":[{"image":"i","command":["c"]}]}"#.into(),
+        name: None,
+        tags: vec![("k".to_owned(), "v".to_owned())],
+        secrets: UrlSecrets::default(),
+        warnings: Vec::new(),
+        idempotency: None,
+    }
+}
+
+async fn a_second_process_is_refused_and_told_who_has_the_directory() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let _first = SqliteStore::open(directory.path())?;
+    let refused = SqliteStore::open(directory.path())
+        .err()
+        .context("it was let in")?
+        .to_string();
+    ensure!(
+        refused.contains(&directory.path().display().to_string()),
+        "{refused}"
+    );
+    ensure!(
+        refused.contains(&std::process::id().to_string()),
+        "{refused}"
+    );
+    Ok(())
+}
+
+async fn nobody_else_can_read_the_database() -> Result<()> {
+    let parent = tempfile::tempdir()?;
+    let directory = parent.path().join("new/data");
+    let store = SqliteStore::open(&directory)?;
+    store.create(task(TaskId::random())).await?;
+    ensure!(directory.metadata()?.permissions().mode() & 0o777 == 0o700);
+    for file in directory.read_dir()? {
+        let file = file?;
+        let mode = file.metadata()?.permissions().mode();
+        ensure!(
+            mode.trailing_zeros() >= 6,
+            "{} has mode {mode:o}",
+            file.path().display()
+        );
+    }
+    Ok(())
+}
+
+async fn a_database_of_a_later_version_is_left_alone() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    drop(SqliteStore::open(directory.path())?);
+    rusqlite::Connection::open(directory.path().join("tasks.sqlite"))?
+        .execute_batch("PRAGMA user_version = 999")?;
+    let refused = loop {
+        match SqliteStore::open(directory.path()) {
+            Err(OpenError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
+            other => break other.err().context("it was opened")?.to_string(),
+        }
+    };
+    ensure!(refused.contains("later version"), "{refused}");
+    Ok(())
+}
+
+/// Creates tasks until it is killed and prints the id of each that was acknowledged.
+pub(crate) fn writer(directory: &str) -> ExitCode {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let store = SqliteStore::open(Path::new(directory)).expect("a store");
+        let writers = (0..8).map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                loop {
+                    match store.create(task(TaskId::random())).await {
+                        Ok(Created::New(id)) => println!("{id}"),
+                        other => panic!("{other:?}"),
+                    }
+                }
+            })
+        });
+        futures_util::future::join_all(writers).await;
+    });
+    ExitCode::FAILURE
+}
+
+async fn what_was_acknowledged_survives_a_kill() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let mut acknowledged = Vec::new();
+    for round in 0..4 {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("__store-writer")
+            .arg(directory.path())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
+        for _ in 0..50 + round * 37 {
+            acknowledged.push(lines.next().context("a line")??);
+        }
+        child.kill()?;
+        // What it had printed before it died was acknowledged too.
+        acknowledged.extend(lines.map_while(Result::ok).filter(|l| l.len() == 20));
+        child.wait()?;
+    }
+    let store = reopen(directory.path()).await?;
+    for id in &acknowledged {
+        let id: TaskId = id.parse()?;
+        ensure!(store.get(&id).await?.is_some(), "{id} is lost");
+    }
+    Ok(())
+}

@@ -1,0 +1,19 @@
+//! The filer as real processes, without Kubernetes: the containers of a pod are processes that
+//! share a hand-over directory, and scratch is `/`, so that container paths are real ones.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+mod integration {
+    // What one pod does from its first container to its report.
+    mod chain;
+    // `filer copy`.
+    mod copy;
+    // Hand-over files as a hostile command would leave them.
+    mod hostile;
+    // Each step killed at each stage: the others end, and tell the truth.
+    mod killed;
+    // The pod that the others run.
+    mod pod;
+    // Supervision as only a real process can be: PID 1, signals, memory.
+    mod supervisor;
+}
