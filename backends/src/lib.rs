@@ -3,6 +3,7 @@
 //! - [`ftp`] (feature `ftp`): FTP servers, plain and with TLS, `ftp:` and `ftps:`.
 //! - [`pvc`] (feature `pvc`): a mounted directory, addressed by `file:` URLs.
 //! - [`http`] (feature `http`): web servers, `http:` and `https:`.
+//! - [`s3`] (feature `s3`): object stores, `s3:`.
 //!
 //! A program takes [`builtin()`], adds its own with
 //! [`with`](tesk_core::storage::RegistryBuilder::with), and builds a registry from the
@@ -18,9 +19,11 @@ pub mod netrc;
 mod network;
 #[cfg(feature = "pvc")]
 pub mod pvc;
-#[cfg(any(feature = "ftp", feature = "http"))]
+#[cfg(feature = "s3")]
+pub mod s3;
+#[cfg(any(feature = "ftp", feature = "http", feature = "s3"))]
 mod secret;
-#[cfg(any(feature = "ftp", feature = "http"))]
+#[cfg(any(feature = "ftp", feature = "http", feature = "s3"))]
 mod tls;
 
 use tesk_core::storage::registry::Prefixes;
@@ -35,6 +38,8 @@ pub fn builtin() -> RegistryBuilder {
     let builder = builder.with("http", http::HttpFactory);
     #[cfg(feature = "pvc")]
     let builder = builder.with("pvc", pvc::PvcFactory);
+    #[cfg(feature = "s3")]
+    let builder = builder.with("s3", s3::S3Factory);
     builder
 }
 

@@ -1,0 +1,196 @@
+//! The connection to the server: one HTTP client per entry, and OpenDAL's view of it.
+
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, RANGE};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use opendal::raw::oio::ReadStream as _;
+use opendal::{Buffer, HttpBody, HttpTransport};
+use opendal_http_transport_reqwest::ReqwestTransport;
+use tesk_core::storage::{ConfigError, Error, ErrorKind, StorageUrl};
+
+use super::options::Options;
+use super::reply::{self, MAX_REFUSAL, Refusal};
+use crate::tls;
+
+/// The metadata services of clouds, which no proxy reaches.
+const METADATA: &str = "169.254.169.254,169.254.170.2,169.254.170.23,fd00:ec2::254,fd00:ec2::23";
+
+const CONTENT_MD5: HeaderName = HeaderName::from_static("content-md5");
+
+/// The client of an entry. It follows no redirect: a signed request is for one server.
+pub(super) fn client(options: &Options) -> Result<reqwest::Client, ConfigError> {
+    let timeout = Duration::from_secs(options.connect_timeout_secs.unwrap_or(10).max(1));
+    let builder = reqwest::Client::builder()
+        .user_agent(concat!("tesk/", env!("CARGO_PKG_VERSION")))
+        .tls_backend_preconfigured(tls::client_config(
+            options.ca_file.as_deref(),
+            rustls::DEFAULT_VERSIONS,
+        )?)
+        // Parallel parts and ranges are to have connections of their own.
+        .http1_only()
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .connect_timeout(timeout)
+        .pool_idle_timeout(Duration::from_secs(30))
+        .tcp_keepalive(Duration::from_secs(30));
+    let builder = match options.proxy.as_deref() {
+        None => builder.no_proxy(),
+        Some("environment") => builder,
+        Some(proxy) => {
+            let proxy = reqwest::Proxy::all(proxy)
+                .map_err(|_| ConfigError("proxy: is no url such as http://host:3128".into()))?;
+            builder.proxy(proxy.no_proxy(reqwest::NoProxy::from_string(METADATA)))
+        }
+    };
+    builder
+        .build()
+        .map_err(|e| ConfigError(format!("the http client cannot be set up: {e}")))
+}
+
+/// What OpenDAL sends its requests through. It turns refusals of the storage into [`Refusal`]s,
+/// which keep what OpenDAL's own errors lose, and lets nothing through that is not what was asked
+/// for. Requests for credentials go to other servers, and pass unchanged.
+pub(super) struct Transport {
+    inner: ReqwestTransport,
+    /// Host and port of the bucket.
+    authority: String,
+}
+
+impl Transport {
+    pub(super) fn new(client: reqwest::Client, authority: String) -> Self {
+        let inner = ReqwestTransport::new(client);
+        Self { inner, authority }
+    }
+}
+
+impl HttpTransport for Transport {
+    async fn fetch(&self, request: Request<Buffer>) -> opendal::Result<Response<HttpBody>> {
+        let authority = request.uri().authority().map(http::uri::Authority::as_str);
+        if authority != Some(self.authority.as_str()) {
+            return self.inner.fetch(request).await;
+        }
+        let is_head = request.method() == Method::HEAD;
+        let range = request.headers().get(RANGE).cloned();
+        let (mut parts, mut body) = self.inner.fetch(request).await?.into_parts();
+        if !parts.status.is_success() {
+            let mut text = Vec::new();
+            // A reply that breaks off is still one.
+            while let (false, Ok(chunk)) = (is_head || text.len() >= MAX_REFUSAL, body.read().await)
+            {
+                if chunk.is_empty() {
+                    break;
+                }
+                text.extend_from_slice(&chunk.to_bytes());
+            }
+            let refusal = Refusal::new(parts.status, &parts.headers, &text);
+            return Err(failed("refused").set_source(refusal));
+        }
+        if let Some(range) = range
+            && (parts.status != StatusCode::PARTIAL_CONTENT
+                || start(&range, "bytes=") != start_of(&parts.headers))
+        {
+            return Err(failed("ignored").set_source(RangeIgnored));
+        }
+        // OpenDAL passes on this header, but not those that tell whether the tag is an MD5.
+        parts.headers.remove(CONTENT_MD5);
+        if let Some(md5) = reply::md5(&parts.headers)
+            && let Ok(value) = HeaderValue::try_from(reply::content_md5(md5))
+        {
+            parts.headers.insert(CONTENT_MD5, value);
+        }
+        // Without it a file could have no size, and an early end would look like the end.
+        if is_head && !parts.headers.contains_key(CONTENT_LENGTH) {
+            return Err(failed("no size").set_source(NoSize));
+        }
+        Ok(Response::from_parts(parts, body))
+    }
+}
+
+/// Where a range begins, in the words of a request or a reply.
+fn start(range: &HeaderValue, unit: &str) -> Option<u64> {
+    let (start, _) = range.to_str().ok()?.strip_prefix(unit)?.split_once('-')?;
+    start.parse().ok()
+}
+
+fn start_of(headers: &HeaderMap) -> Option<u64> {
+    start(headers.get(CONTENT_RANGE)?, "bytes ")
+}
+
+fn failed(message: &'static str) -> opendal::Error {
+    opendal::Error::new(opendal::ErrorKind::Unexpected, message)
+}
+
+/// The server sent something else than the range that was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("the server does not serve ranges")]
+struct RangeIgnored;
+
+/// The server does not tell how large an object is.
+#[derive(Debug, thiserror::Error)]
+#[error("the server does not tell the size")]
+struct NoSize;
+
+/// A failed request of OpenDAL, classified. OpenDAL's own text is not shown: it holds headers.
+pub(super) fn failure(url: &StorageUrl, error: &(dyn std::error::Error + 'static)) -> Error {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(refusal) = error.downcast_ref::<Refusal>() {
+            return refusal.at(url);
+        }
+        if error.is::<RangeIgnored>() || error.is::<NoSize>() {
+            return Error::new(ErrorKind::Unsupported, url, error.to_string());
+        }
+        if let Some(error) = error.downcast_ref::<reqwest::Error>() {
+            return disconnected(url, error);
+        }
+        if let Some(error) = error.downcast_ref::<reqsign_core::Error>() {
+            return unsigned(url, error);
+        }
+        cause = error.source();
+    }
+    let temporary = error
+        .downcast_ref::<opendal::Error>()
+        .is_some_and(opendal::Error::is_temporary);
+    let (kind, message) = if temporary {
+        (ErrorKind::Unavailable, "the connection broke off")
+    } else {
+        (ErrorKind::Other, "the server's reply cannot be understood")
+    };
+    Error::new(kind, url, message)
+}
+
+/// A request that failed before there was a reply, or in the middle of it.
+pub(super) fn disconnected(url: &StorageUrl, error: &reqwest::Error) -> Error {
+    let message = if error.is_connect() {
+        "no connection to the server"
+    } else {
+        "the connection failed"
+    };
+    let mut why = String::new();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let tls = inner
+            .downcast_ref::<std::io::Error>()
+            .and_then(|e| e.get_ref());
+        if let Some(tls @ rustls::Error::InvalidCertificate(_)) = tls
+            .and_then(|e| e.downcast_ref())
+            .or_else(|| inner.downcast_ref())
+        {
+            let message = format!("the server's certificate is not trusted: {tls}");
+            return Error::new(ErrorKind::Unavailable, url, message).with_retryable(false);
+        }
+        why = format!(": {inner}");
+        cause = inner.source();
+    }
+    // The innermost cause says it all, and knows no address.
+    Error::new(ErrorKind::Unavailable, url, format!("{message}{why}"))
+}
+
+/// A request that could not be signed, because nobody gave credentials. Why each place where they
+/// are looked for had none is not told, so it may be a trouble that passes.
+pub(super) fn unsigned(url: &StorageUrl, _: &reqsign_core::Error) -> Error {
+    let message = "no credentials were found for this storage entry, or they could not be renewed";
+    Error::new(ErrorKind::Unauthenticated, url, message).with_retryable(true)
+}

@@ -1,0 +1,428 @@
+//! Uploads, driven by core part by part.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures_util::stream::TryStreamExt as _;
+use http::Method;
+use http::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue};
+use md5::{Digest as _, Md5};
+use sha2::Sha256;
+use tesk_core::storage::{
+    Checksum, Error, ErrorKind, Result, Source, StorageUrl, Upload, Version, Written,
+};
+
+use super::bucket::{Body, Bucket, Call, header};
+use super::options;
+use super::reply;
+
+/// The size of a part where it need not be larger, and the largest object that is sent whole.
+const PART: u64 = 8 << 20;
+/// The largest part. <https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>
+const MAX_PART: u64 = 5 << 30;
+/// How many parts an upload has at most.
+const MAX_PARTS: u64 = 10_000;
+/// The largest object.
+pub(super) const MAX_SIZE: u64 = MAX_PART * MAX_PARTS;
+/// How long the server may take to throw away what a dropped upload has left.
+const ABORT: Duration = Duration::from_secs(30);
+
+/// The size of the parts of an object of `size` bytes: as small as the limit of their number
+/// allows, in whole MiB.
+pub(super) fn part_size(size: u64) -> u64 {
+    size.div_ceil(MAX_PARTS).next_multiple_of(1 << 20).max(PART)
+}
+
+/// Begins an upload of `size` bytes.
+pub(super) async fn begin(
+    bucket: Arc<Bucket>,
+    url: &StorageUrl,
+    key: String,
+    size: u64,
+) -> Result<Box<dyn Upload>> {
+    let target = Target {
+        bucket,
+        url: url.clone(),
+        key,
+        size,
+    };
+    if size <= PART {
+        let source = Mutex::default();
+        return Ok(Box::new(Whole { target, source }));
+    }
+    // If nobody waits any longer when the server has made the upload, it is dropped, and so
+    // thrown away.
+    let begun = tokio::spawn(Parts::begin(target)).await;
+    let parts = begun.unwrap_or_else(|e| {
+        let message = "the upload could not begin";
+        Err(Error::new(ErrorKind::Other, url, message).with_source(e))
+    })?;
+    Ok(Box::new(parts))
+}
+
+/// What is written where.
+#[derive(Clone, Debug)]
+struct Target {
+    bucket: Arc<Bucket>,
+    url: StorageUrl,
+    key: String,
+    size: u64,
+}
+
+impl Target {
+    /// Sends `body` to the key; the headers of the reply.
+    async fn put(
+        &self,
+        query: &[(&str, &str)],
+        headers: HeaderMap,
+        body: Body,
+    ) -> Result<HeaderMap> {
+        let call = Call {
+            method: Method::PUT,
+            key: &self.key,
+            query,
+            headers,
+            body,
+        };
+        self.bucket.call(&self.url, call).await.map(|reply| reply.0)
+    }
+
+    fn written(&self, etag: &str, md5: Option<[u8; 16]>) -> Written {
+        Written {
+            size: self.size,
+            version: reply::version(etag),
+            checksum: md5.map(Checksum::Md5),
+        }
+    }
+
+    fn error(&self, kind: ErrorKind, message: &str) -> Error {
+        Error::new(kind, &self.url, message)
+    }
+}
+
+/// The bytes `range` of `source`, all in memory.
+async fn collect(source: &Source, range: Range<u64>) -> Result<Bytes> {
+    let mut stream = source.read(range.into()).await?;
+    let mut all = Vec::new();
+    while let Some(chunk) = stream.try_next().await? {
+        all.extend_from_slice(&chunk);
+    }
+    Ok(all.into())
+}
+
+/// The header with a checksum of `bytes`, and the form in which the end of an upload in parts
+/// repeats it.
+fn checked(
+    checksum: options::Checksum,
+    bytes: &[u8],
+) -> (Option<(HeaderName, HeaderValue)>, Option<String>) {
+    match checksum {
+        options::Checksum::Md5 => {
+            let sum = STANDARD.encode(Md5::digest(bytes));
+            (header("content-md5", &sum), None)
+        }
+        options::Checksum::Sha256 => {
+            let sum = STANDARD.encode(Sha256::digest(bytes));
+            (header("x-amz-checksum-sha256", &sum), Some(sum))
+        }
+    }
+}
+
+/// A small object, sent in one request when everything is there.
+///
+/// It is read first, and its hash is signed: some servers take what has come when a connection
+/// breaks for the whole object, if they cannot know better.
+#[derive(Debug)]
+struct Whole {
+    target: Target,
+    source: Mutex<Option<Source>>,
+}
+
+#[async_trait]
+impl Upload for Whole {
+    fn part_size(&self) -> u64 {
+        PART
+    }
+
+    async fn part(&self, index: u64, source: &Source) -> Result<()> {
+        if index != 0 || source.size() != self.target.size {
+            let message = "the source is not of the size that was said";
+            return Err(self.target.error(ErrorKind::Invalid, message));
+        }
+        *self.source.lock().unwrap_or_else(PoisonError::into_inner) = Some(source.clone());
+        Ok(())
+    }
+
+    async fn complete(&self) -> Result<Written> {
+        let source = self
+            .source
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let Some(source) = source else {
+            let message = "a part was never sent";
+            return Err(self.target.error(ErrorKind::Invalid, message));
+        };
+        let settings = &self.target.bucket.settings;
+        let _room = settings.room(self.target.size).await;
+        let bytes = collect(&source, 0..self.target.size).await?;
+        let mut headers = settings.object_headers();
+        headers.extend(header("x-amz-content-sha256", &hex(&bytes)));
+        if let Some(checksum) = settings.checksum {
+            headers.extend(checked(checksum, &bytes).0);
+        }
+        let reply = self.target.put(&[], headers, Body::Bytes(bytes)).await?;
+        let md5 = reply::md5(&reply).filter(|_| settings.customer_key.is_none());
+        Ok(self.target.written(etag(&reply), md5))
+    }
+
+    async fn abort(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The SHA-256 of `bytes` in hexadecimal digits.
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut digits = String::with_capacity(64);
+    for byte in Sha256::digest(bytes) {
+        let _ = write!(digits, "{byte:02x}");
+    }
+    digits
+}
+
+fn etag(headers: &HeaderMap) -> &str {
+    headers
+        .get(ETAG)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default()
+}
+
+/// A part that the server has.
+#[derive(Clone, Debug)]
+struct Sent {
+    etag: String,
+    checksum: Option<String>,
+}
+
+/// An upload in parts.
+#[derive(Debug)]
+struct Parts {
+    target: Target,
+    id: String,
+    sent: Mutex<BTreeMap<u64, Sent>>,
+    /// Completed or thrown away.
+    over: AtomicBool,
+}
+
+impl Parts {
+    async fn begin(target: Target) -> Result<Self> {
+        let mut headers = target.bucket.settings.object_headers();
+        if target.bucket.settings.checksum == Some(options::Checksum::Sha256) {
+            headers.extend(header("x-amz-checksum-algorithm", "SHA256"));
+        }
+        let call = Call {
+            method: Method::POST,
+            key: &target.key,
+            query: &[("uploads", "")],
+            headers,
+            body: Body::Bytes(Bytes::new()),
+        };
+        let (_, reply) = target.bucket.call(&target.url, call).await?;
+        let id = reply::Body::parse(&reply).upload_id;
+        if id.is_empty() {
+            let message = "the server began no upload in parts";
+            return Err(target.error(ErrorKind::Other, message));
+        }
+        Ok(Self {
+            target,
+            id,
+            sent: Mutex::default(),
+            over: AtomicBool::new(false),
+        })
+    }
+
+    fn count(&self) -> u64 {
+        self.target.size.div_ceil(self.part_size())
+    }
+
+    /// The list of all parts that ends the upload.
+    fn list(&self) -> Result<String> {
+        let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        if sent.len() as u64 != self.count() {
+            let message = "a part was never sent";
+            return Err(self.target.error(ErrorKind::Invalid, message));
+        }
+        let parts = sent.iter().map(|(index, part)| {
+            let number = index + 1;
+            let etag = quick_xml::escape::escape(&part.etag);
+            let checksum = part.checksum.as_ref().map_or_else(String::new, |sum| {
+                format!("<ChecksumSHA256>{sum}</ChecksumSHA256>")
+            });
+            format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag>{checksum}</Part>")
+        });
+        let parts = parts.collect::<Vec<_>>().concat();
+        Ok(format!(
+            "<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>"
+        ))
+    }
+
+    /// The entity tag that the object has if it is made of these parts, on servers that compute
+    /// it as AWS does.
+    fn expected_version(&self) -> Option<Version> {
+        let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = Md5::new();
+        for part in sent.values() {
+            all.update(reply::unhex(part.etag.trim_matches('"'))?);
+        }
+        let sum = u128::from_be_bytes(all.finalize().into());
+        reply::version(&format!("{sum:032x}-{}", sent.len()))
+    }
+
+    /// Whether the object is there as this upload makes it: the answer to a request that ended it
+    /// may have been lost.
+    async fn is_there(&self) -> Option<String> {
+        let expected = self.expected_version()?;
+        let found = self
+            .target
+            .bucket
+            .operator
+            .stat(&self.target.key)
+            .await
+            .ok()?;
+        let found = reply::version(found.etag()?)?;
+        (found == expected).then_some(found.0)
+    }
+}
+
+#[async_trait]
+impl Upload for Parts {
+    fn part_size(&self) -> u64 {
+        part_size(self.target.size)
+    }
+
+    async fn part(&self, index: u64, source: &Source) -> Result<()> {
+        let start = index.saturating_mul(self.part_size());
+        if start >= self.target.size || source.size() != self.target.size {
+            let message = "the source is not of the size that was said";
+            return Err(self.target.error(ErrorKind::Invalid, message));
+        }
+        let end = self.target.size.min(start + self.part_size());
+        let number = (index + 1).to_string();
+        let query = [("partNumber", number.as_str()), ("uploadId", &self.id)];
+        let settings = &self.target.bucket.settings;
+        let mut headers = settings.content_headers();
+        let (body, checksum) = if let Some(checksum) = settings.checksum {
+            let bytes = collect(source, start..end).await?;
+            let (header, repeated) = checked(checksum, &bytes);
+            headers.extend(header);
+            (Body::Bytes(bytes), repeated)
+        } else {
+            // Read as the network takes it, so that core sees progress.
+            let stream = source.read((start..end).into()).await?;
+            (Body::Stream(stream, end - start), None)
+        };
+        let reply = self.target.put(&query, headers, body).await?;
+        let etag = etag(&reply).to_owned();
+        if etag.is_empty() {
+            let message = "the server took a part, but did not tell its entity tag";
+            return Err(self.target.error(ErrorKind::Other, message));
+        }
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        sent.insert(index, Sent { etag, checksum });
+        Ok(())
+    }
+
+    async fn complete(&self) -> Result<Written> {
+        let mut headers = self.target.bucket.settings.content_headers();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+        let call = Call {
+            method: Method::POST,
+            key: &self.target.key,
+            query: &[("uploadId", &self.id)],
+            headers,
+            body: Body::Bytes(self.list()?.into()),
+        };
+        let done = self.target.bucket.call(&self.target.url, call).await;
+        let done = done.and_then(|(headers, body)| {
+            let reply = reply::Body::parse(&body);
+            if reply.etag.is_empty() {
+                // The server promises success before it knows, and then takes it back.
+                let status = http::StatusCode::INTERNAL_SERVER_ERROR;
+                let refusal = reply::Refusal::new(status, &headers, &body);
+                return Err(refusal.at(&self.target.url));
+            }
+            Ok(reply.etag)
+        });
+        let etag = match done {
+            Ok(etag) => etag,
+            // It is the one before whose answer was lost, perhaps.
+            Err(error) if error.kind() == ErrorKind::Other => self.is_there().await.ok_or(error)?,
+            Err(error) => return Err(error),
+        };
+        self.over.store(true, Ordering::Relaxed);
+        Ok(self.target.written(&etag, None))
+    }
+
+    async fn abort(&self) -> Result<()> {
+        self.over.store(true, Ordering::Relaxed);
+        throw_away(&self.target, &self.id).await
+    }
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        if self.over.load(Ordering::Relaxed) {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let (target, id) = (self.target.clone(), self.id.clone());
+        runtime.spawn(async move { tokio::time::timeout(ABORT, throw_away(&target, &id)).await });
+    }
+}
+
+/// Throws the parts of an upload away. One that is gone already is fine.
+async fn throw_away(target: &Target, id: &str) -> Result<()> {
+    let call = Call {
+        method: Method::DELETE,
+        key: &target.key,
+        query: &[("uploadId", id)],
+        headers: HeaderMap::new(),
+        body: Body::Bytes(Bytes::new()),
+    };
+    match target.bucket.call(&target.url, call).await {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Other) => Ok(()),
+        done => done.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_grow_with_the_object_and_never_are_too_many() {
+        let (mib, gb, tib) = (1 << 20, 1_000_000_000, 1_u64 << 40);
+        for (size, part) in [
+            (0, 8),
+            (80 * gb, 8),
+            (100 * gb, 10),
+            (500 * gb, 48),
+            (tib, 105),
+            (5 * tib, 525),
+            (MAX_SIZE, 5120),
+        ] {
+            assert_eq!(part_size(size), part * mib, "{size}");
+            assert!(size.div_ceil(part_size(size)) <= MAX_PARTS);
+        }
+    }
+}
