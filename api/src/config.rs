@@ -268,6 +268,12 @@ impl Config {
                 "server.context_path: `{path}` must begin with a slash, must not end with one, and may hold letters, digits and -_.~"
             ));
         }
+        let taken = ["/healthz", "/readyz", "/metrics", "/docs", "/v1", "/ga4gh"];
+        if let Some(taken) = taken.iter().find(|t| Path::new(path).starts_with(t)) {
+            return Err(format!(
+                "server.context_path: `{path}` collides with {taken}, which is served anyway"
+            ));
+        }
         for origin in &self.server.allowed_origins {
             let valid = url::Url::parse(origin).is_ok_and(|url| {
                 matches!(url.scheme(), "http" | "https")

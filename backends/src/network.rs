@@ -7,16 +7,19 @@ use tesk_core::storage::ConfigError;
 
 /// Never reached: link-local, metadata services (AWS, Alibaba, Oracle, Google), unspecified,
 /// multicast and broadcast.
-const NEVER: [&str; 11] = [
+const NEVER: [&str; 14] = [
     "0.0.0.0/8",
     "169.254.0.0/16",
     "100.100.100.200/32",
+    "168.63.129.16/32",
     "192.0.0.192/32",
     "224.0.0.0/4",
     "255.255.255.255/32",
     "::/128",
     "fe80::/10",
     "fd00:ec2::254/128",
+    "fd00:ec2::23/128",
+    "fd00:c1::a9fe:a9fe/128",
     "fd20:ce::254/128",
     "ff00::/8",
 ];
@@ -109,7 +112,9 @@ fn unwrapped(address: IpAddr) -> IpAddr {
         [0, 0, 0, 0, 0, 0 | 0xffff, _, _] if !v6.is_loopback() && !v6.is_unspecified() => {
             last.into()
         }
-        [0x64, 0xff9b, 0, 0, 0, 0, _, _] => last.into(),
+        // NAT64, well-known and local-use prefix (RFC 6052, RFC 8215), and SIIT (RFC 2765).
+        [0x64, 0xff9b, 0, 0, 0, 0, _, _] | [0x64, 0xff9b, 1, ..] => last.into(),
+        [0, 0, 0, 0, 0xffff, 0, _, _] => last.into(),
         [0x2002, a, b, ..] => Ipv4Addr::from((u32::from(a) << 16) | u32::from(b)).into(),
         _ => address,
     }
@@ -147,6 +152,11 @@ mod tests {
             "::ffff:169.254.169.254",
             "::169.254.169.254",
             "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::a9fe:a9fe",
+            "::ffff:0:169.254.169.254",
+            "168.63.129.16",
+            "fd00:ec2::23",
+            "fd00:c1::a9fe:a9fe",
             "2002:a9fe:a9fe::1",
             "fe80::1",
             "fd00:ec2::254",

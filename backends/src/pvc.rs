@@ -14,7 +14,7 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
@@ -107,7 +107,13 @@ impl Pvc {
         if let Some(root) = self.root.get() {
             return Ok(root.clone());
         }
-        let root = Root::open(&self.mounted_at, Symlinks::Beneath).map_err(|error| {
+        // Below `/` no symlink leaves the root, and absolute ones mean what they say.
+        let symlinks = if self.mounted_at == Path::new("/") {
+            Symlinks::InRoot
+        } else {
+            Symlinks::Beneath
+        };
+        let root = Root::open(&self.mounted_at, symlinks).map_err(|error| {
             let path = self.mounted_at.display();
             io::Error::new(error.kind(), format!("cannot open `{path}`: {error}"))
         })?;

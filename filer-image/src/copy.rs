@@ -40,7 +40,11 @@ enum End {
 /// Copies, and prints files, bytes and seconds. Gives the exit code: 0.
 pub async fn run(options: &Options, plugins: &RegistryBuilder) -> anyhow::Result<u8> {
     let engine = storages::engine(plugins, options.config.as_deref())?;
-    let (from, to) = (end(&options.from)?, end(&options.to)?);
+    let (from, mut to) = (end(&options.from)?, end(&options.to)?);
+    if options.config.is_none() && matches!((&from, &to), (End::Local(_), End::Local(_))) {
+        // Without a configuration file urls mean this machine, so that a path is one too.
+        to = End::Url(StorageUrl::from_path(&std::path::absolute(&options.to)?));
+    }
     let begin = Instant::now();
     let work = async {
         if options.recursive {

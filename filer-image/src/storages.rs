@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use serde::Deserialize;
+use tesk_core::storage::registry::Prefixes;
 use tesk_core::storage::{ConfigEntry, RegistryBuilder};
 use tesk_core::transfer::{Engine, Settings};
 
@@ -18,7 +19,7 @@ struct Config {
 }
 
 /// An engine over the storages of the configuration file; without one, over those that need
-/// none.
+/// none and the files of this machine.
 pub fn engine(plugins: &RegistryBuilder, config: Option<&Path>) -> anyhow::Result<Engine> {
     let config = match config {
         Some(path) => {
@@ -27,10 +28,20 @@ pub fn engine(plugins: &RegistryBuilder, config: Option<&Path>) -> anyhow::Resul
             tesk_core::config::parse(&path.to_string_lossy(), &text).map_err(|e| anyhow!(e))?
         }
         None => Config {
-            storage: tesk_backends::default_entries(),
+            storage: without_configuration(),
             transfer: Settings::default(),
         },
     };
     let registry = plugins.build(&config.storage)?;
     Ok(Engine::new(Arc::new(registry), &config.transfer))
+}
+
+fn without_configuration() -> Vec<ConfigEntry> {
+    let mut entries = tesk_backends::default_entries();
+    entries.push(ConfigEntry {
+        kind: "pvc".into(),
+        prefix: Prefixes::One("file:///".into()),
+        options: toml::Table::from_iter([("path".to_owned(), "/".into())]),
+    });
+    entries
 }

@@ -48,7 +48,8 @@ fn rewrite(list: Option<&mut Value>, folder: &Path) -> Result<bool, String> {
         if let Some(Value::String(url)) = item.get_mut("url")
             && is_relative(url)
         {
-            let folder = std::path::absolute(folder)
+            // Of a bare file name the folder is empty, and means the current one.
+            let folder = std::path::absolute(Path::new(".").join(folder))
                 .map_err(|error| format!("cannot find {}: {error}", folder.display()))?;
             let folder = url::Url::from_directory_path(&folder)
                 .map_err(|()| format!("{} cannot be written as a url", folder.display()))?;
@@ -88,6 +89,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_bare_file_name_and_standard_input_mean_the_current_folder() {
+        let here = url::Url::from_file_path(std::env::current_dir().unwrap().join("x.txt"));
+        let here = here.unwrap().to_string();
+        for file in ["task.json", "./task.json", "-"] {
+            let text = json!({ "inputs": [{ "url": "x.txt" }] }).to_string();
+            let text = absolute(text.into_bytes(), Path::new(file), Path::new(".")).unwrap();
+            let document: Value = serde_json::from_slice(&text).unwrap();
+            assert_eq!(document["inputs"][0]["url"], here, "{file}");
+        }
+    }
 
     #[test]
     fn relative_urls_become_file_urls_and_others_stay() {

@@ -86,7 +86,7 @@ fn announce(config: &Config, address: SocketAddr) -> Outcome {
         config.server.data.display(),
     ))?;
     if config.local.runtime == RuntimeChoice::Host {
-        eprintln!("warning: commands run as processes of this machine; images are not used");
+        tracing::warn!("commands run as processes of this machine; images are not used");
     }
     if config.auth.users.is_none() && !address.ip().is_loopback() {
         tracing::warn!(
@@ -130,9 +130,9 @@ async fn watch_signals(app: App, auth: Arc<Authenticator>, stop: CancellationTok
             tracing::warn!("stopping at once");
             std::process::exit(130);
         }
-        tracing::info!("stopping");
         app.stop();
         stop.cancel();
+        tracing::info!("stopping");
     }
 }
 
@@ -143,6 +143,8 @@ fn start_log(server: &Server) -> Result<(), String> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Else a closed standard error turns every line into a panic of whoever wrote it.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     match server.log_format {
         LogFormat::Text => log.with_target(false).init(),

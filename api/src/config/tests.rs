@@ -49,7 +49,7 @@ fn the_example_is_the_default() {
 fn the_example_is_valid_with_every_optional_key_too() {
     let config = load(&uncommented(), &[]).unwrap();
     assert_eq!(config.limits.max_cpu_cores, Some(64));
-    assert_eq!(config.storage.len(), 2);
+    assert_eq!(config.storage.len(), 4);
 }
 
 /// The keys that `T` knows: those it names when it meets one that it does not know.
@@ -94,7 +94,12 @@ fn every_key_is_in_the_example() {
 
 #[test]
 fn every_option_of_a_backend_is_in_the_example() {
-    for (kind, prefix) in [("http", "http://x/"), ("pvc", "file:///")] {
+    for (kind, prefix) in [
+        ("ftp", "ftp://x/"),
+        ("http", "http://x/"),
+        ("pvc", "file:///"),
+        ("s3", "s3://x/"),
+    ] {
         let entry = ConfigEntry {
             kind: kind.into(),
             prefix: Prefixes::One(prefix.into()),
@@ -147,6 +152,10 @@ fn values_that_cannot_work_are_refused_with_their_key() {
     for (text, key) in [
         ("[server]\ncontext_path = \"tesk\"", "server.context_path"),
         ("[server]\ncontext_path = \"/{id}\"", "server.context_path"),
+        (
+            "[server]\ncontext_path = \"/metrics\"",
+            "server.context_path",
+        ),
         (
             "[server]\nallowed_origins = [\"https://x/path\"]",
             "server.allowed_origins",

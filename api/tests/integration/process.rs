@@ -37,6 +37,10 @@ struct Server {
 
 impl Server {
     fn start(data: &Path, more: &[&str]) -> Self {
+        Self::start_with(data, more, Stdio::inherit())
+    }
+
+    fn start_with(data: &Path, more: &[&str], stderr: Stdio) -> Self {
         let mut child = tesk()
             .args([
                 "serve",
@@ -50,7 +54,7 @@ impl Server {
             .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(stderr)
             .spawn()
             .unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -512,4 +516,15 @@ fn completions_know_the_commands() {
         assert!(output.status.success() && script.contains("submit"));
         assert!(!script.contains("__attempt"), "{shell}");
     }
+}
+
+#[test]
+fn a_server_whose_log_nobody_reads_serves_and_stops_as_ever() {
+    let data = TempDir::new().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut server = Server::start_with(data.path(), &[], writer.into());
+    drop(reader);
+    let id = server.submit(&command(&["true"]));
+    assert!(server.ask(&["list"]).contains(&id));
+    assert_eq!(server.terminate(), 0);
 }

@@ -63,3 +63,22 @@ fn a_failure_names_the_address_without_its_credentials() {
     let failed = copy(&pod, &["a", "b"]);
     assert!(String::from_utf8_lossy(&failed.stderr).contains("one of the two must be a url"));
 }
+
+#[test]
+fn without_a_configuration_it_copies_the_files_of_this_machine() {
+    let pod = Pod::new();
+    std::fs::write(pod.at("a"), "bytes").unwrap();
+    std::os::unix::fs::symlink(pod.at("a"), pod.at("link")).unwrap();
+    let url = |name| format!("file://{}", pod.at(name).display());
+    for (from, to) in [("a".to_owned(), "b".to_owned()), (url("link"), url("c"))] {
+        let done = Command::new(env!("CARGO_BIN_EXE_filer"))
+            .args(["copy", &from, &to])
+            .current_dir(pod.at(""))
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{done:?}");
+    }
+    for copy in ["b", "c"] {
+        assert_eq!(std::fs::read_to_string(pod.at(copy)).unwrap(), "bytes");
+    }
+}
