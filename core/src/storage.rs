@@ -8,7 +8,7 @@
 //! - [`url`]: [`StorageUrl`], an address with its credentials kept apart and hidden.
 //! - [`error`]: [`Error`] = kind + retryable + redacted URL + source.
 //! - [`capabilities`]: what a plugin can do; everything else is refused.
-//! - [`file`]: bytes from open files, for plugins that have such.
+//! - [`mod@file`]: bytes from open files, for plugins that have such.
 //! - [`source`]: bytes to be written that can be read again from any offset.
 //! - [`registry`]: `[[storage]]` entries of the configuration, routed by longest prefix.
 
@@ -37,7 +37,7 @@ use crate::rooted::{RelPath, Root};
 
 /// One storage service, or one account of it: the contract of a plugin.
 ///
-/// Five methods are required; a strong plugin implements all. Every method must be
+/// `capabilities`, `stat` and `read` are required; a strong plugin implements all. Every method must be
 /// cancel-safe in this sense: when its future (or a stream it returned) is dropped, nothing
 /// that [`stat`](Storage::stat) can see is half-written, and the plugin stays usable.
 ///

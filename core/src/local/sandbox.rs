@@ -2,7 +2,7 @@
 //!
 //! Three processes stand between an attempt and a command. The first makes name spaces (user,
 //! mount, process ids, System V IPC); the second is started inside, as process 1, builds the
-//! [view](view) and runs the command under supervision; when it ends, the kernel ends all that
+//! [`view`] and runs the command under supervision; when it ends, the kernel ends all that
 //! the command has left. Both are this same program, started with [`ARGUMENT`].
 //!
 //! The attempt writes the request to the first one's standard input and keeps it open: when it
