@@ -152,8 +152,13 @@ impl Cli {
 }
 
 fn fail(text: &str) -> ExitCode {
-    eprintln!("tesk: {text}");
+    complain(text);
     ExitCode::FAILURE
+}
+
+/// Says what is wrong; some of it can be the words of a server or a file.
+fn complain(text: &str) {
+    eprintln!("tesk: {}", show::harmless(text));
 }
 
 impl Command {

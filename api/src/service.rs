@@ -6,6 +6,7 @@
 //! - [`openapi`] and [`docs`]: the description of the API, for programs and for people.
 //! - [`operator`]: health, readiness, metrics.
 //! - [`error`]: the one shape of every reply that is not a success.
+//! - [`reply`]: room for large replies.
 //! - [`server`]: connections, from the socket to a graceful end.
 
 mod body;
@@ -17,6 +18,7 @@ mod metrics;
 pub mod openapi;
 mod operator;
 mod origin;
+mod reply;
 pub mod server;
 mod tasks;
 
@@ -33,6 +35,7 @@ use axum::routing::{any, get};
 use bytes::Bytes;
 use tesk_core::scheduler::TaskStore;
 use tesk_core::tes::Rules;
+use tokio::sync::Semaphore;
 
 pub use error::{ApiError, ErrorBody};
 pub use info::LegacyServiceInfo;
@@ -42,9 +45,16 @@ use crate::config::Config;
 use body::BodyReader;
 use metrics::Metrics;
 use origin::OriginGuard;
+use reply::Replies;
 
 /// The bases of the API: the specification's, and the one of older clients.
 pub const BASES: [&str; 2] = ["/ga4gh/tes/v1", "/v1"];
+
+/// Large documents that are read at the same time: while it is read, one can take a hundred
+/// times its size.
+const LARGE_READS: usize = 4;
+/// Bytes of large replies that are in memory at the same time.
+const REPLIES: usize = 256 << 20;
 
 /// The state that all handlers share. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -58,6 +68,8 @@ pub struct Inner {
     auth: Arc<Authenticator>,
     guard: OriginGuard,
     bodies: BodyReader,
+    large_reads: Arc<Semaphore>,
+    replies: Replies,
     metrics: Metrics,
     service_info: Bytes,
     legacy_service_info: Bytes,
@@ -91,6 +103,8 @@ impl App {
             store,
             guard: OriginGuard::new(&server.allowed_origins, server.listen, open),
             bodies: BodyReader::new(server.max_body.0 as usize, server.request_timeout.0),
+            large_reads: Arc::new(Semaphore::new(LARGE_READS)),
+            replies: Replies::new(REPLIES),
             metrics: Metrics::new(),
             legacy_service_info: json(&LegacyServiceInfo::from(&info)),
             service_info: json(&info),

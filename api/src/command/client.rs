@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
+use tesk_core::scheduler::TaskId;
 use url::Url;
 
 use super::Remote;
@@ -53,15 +54,16 @@ impl Client {
     }
 
     /// Creates a task, and answers its id.
-    pub(super) async fn create(&self, document: Vec<u8>, key: &str) -> Result<String, String> {
+    pub(super) async fn create(&self, document: Vec<u8>, key: &str) -> Result<TaskId, String> {
         let request = self
             .request(Method::POST, "tasks")?
             .header("content-type", "application/json")
             .header("idempotency-key", key)
             .body(document);
         let reply = self.send(request).await?;
-        let id = reply["id"].as_str().map(str::to_owned);
-        id.ok_or_else(|| "the server answered without an id".to_owned())
+        // It goes to the terminal, and to scripts.
+        let id = reply["id"].as_str().and_then(|id| id.parse().ok());
+        id.ok_or_else(|| "the server answered without the id of a task".to_owned())
     }
 
     /// A task as the server shows it.

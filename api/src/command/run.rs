@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::engine;
-use super::{Failure, Outcome, document, print, runtime_parser, show};
+use super::{Failure, Outcome, complain, document, print, runtime_parser, show};
 use crate::config::Config;
 
 /// Lines shown of the end of what an executor wrote.
@@ -87,7 +87,7 @@ impl Run {
         let id = TaskId::random();
         let executors = accepted.task.executors.len();
         for warning in &accepted.warnings {
-            eprintln!("warning: {warning}");
+            eprintln!("warning: {}", show::one_line(warning));
         }
         let task = NewTask {
             id: id.clone(),
@@ -193,7 +193,8 @@ fn refusal(file: &Path, rejection: Rejection) -> Failure {
         Rejection::Syntax(text) => Failure::Error(format!("{file} is not a task: {text}")),
         Rejection::Invalid(errors) => {
             for error in &errors {
-                eprintln!("tesk: {file}: {}: {}", error.field, error.msg);
+                let text = format!("{file}: {}: {}", error.field, error.msg);
+                complain(&show::one_line(&text));
             }
             Failure::Status(1)
         }

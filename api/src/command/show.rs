@@ -12,7 +12,7 @@ pub(super) fn table(tasks: &[TaskReply]) -> String {
     let rows = tasks.iter().map(|task| {
         let name = task.task.as_ref().and_then(|task| task.name.as_deref());
         [
-            task.id.clone(),
+            one_line(&task.id),
             task.state.to_string(),
             task.creation_time.map_or_else(String::new, seconds),
             took(task),
@@ -196,21 +196,35 @@ fn shortened(text: &str, limit: usize) -> String {
 /// Text of others on one line of a terminal, which it must not steer.
 pub(super) fn one_line(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
+        .map(|c| if steers(c) { ' ' } else { c })
         .collect()
 }
 
-/// A line of others on a terminal: tabs, but no escape sequences.
-fn harmless(line: &str) -> String {
-    line.chars()
+/// Text of others on a terminal: lines and tabs, but no escape sequences.
+pub(super) fn harmless(text: &str) -> String {
+    text.chars()
         .map(|c| {
-            if c.is_control() && c != '\t' {
+            if steers(c) && !matches!(c, '\t' | '\n') {
                 '\u{fffd}'
             } else {
                 c
             }
         })
         .collect()
+}
+
+/// Controls (C0, delete, C1), separators of lines, and what turns the direction of writing
+/// (Unicode Standard Annex #9): one could show another text than there is.
+fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{61c}'
+                | '\u{200e}'
+                | '\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2066}'..='\u{2069}'
+        )
 }
 
 #[cfg(test)]
@@ -225,13 +239,13 @@ mod tests {
             "id": "t1", "state": "RUNNING", "creation_time": "2026-01-31T12:00:00.123Z",
             "name": "two\nlines \u{1b}[31m", "executors": [], "logs": [],
         });
-        let minimal = json!({ "id": "t2", "state": "EXECUTOR_ERROR" });
+        let minimal = json!({ "id": "t2\u{9b}", "state": "EXECUTOR_ERROR" });
         let text = table(&[read(task).unwrap(), read(minimal).unwrap()]);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
         assert!(lines[1].contains("2026-01-31T12:00:00Z"), "{text}");
         assert!(lines[1].contains("two lines  [31m"), "{text}");
-        assert!(lines[2].contains("EXECUTOR_ERROR"), "{text}");
+        assert!(lines[2].starts_with("t2   EXECUTOR_ERROR"), "{text}");
     }
 
     #[test]
@@ -247,6 +261,12 @@ mod tests {
 
     #[test]
     fn what_an_executor_wrote_cannot_steer_the_terminal() {
-        assert_eq!(harmless("a\tb\u{1b}[2Jc"), "a\tb\u{fffd}[2Jc");
+        assert_eq!(harmless("a\tb\u{1b}[2Jc\nd"), "a\tb\u{fffd}[2Jc\nd");
+        for c in [
+            '\r', '\u{7f}', '\u{9b}', '\u{202e}', '\u{2066}', '\u{200f}', '\u{2028}',
+        ] {
+            assert_eq!(harmless(&format!("{c}é")), "\u{fffd}é");
+            assert_eq!(one_line(&format!("{c}é")), " é");
+        }
     }
 }

@@ -10,7 +10,7 @@ use tesk_core::tes::{State, TaskLog};
 use tokio::time::{Instant, sleep};
 
 use super::client::Client;
-use super::{Failure, Outcome, Remote, document, print, show};
+use super::{Failure, Outcome, Remote, complain, document, print, show};
 
 /// How often `wait` and `logs -f` ask.
 const POLL: Duration = Duration::from_millis(500);
@@ -148,7 +148,7 @@ impl Submit {
                 .await
                 .map_err(|error| format!("{}: {error}", file.display()))?;
             print(&format!("{id}\n"))?;
-            ids.push(id);
+            ids.push(id.to_string());
         }
         if self.wait {
             wait_for(&client, ids, None, false).await?;
@@ -235,7 +235,7 @@ impl Cancel {
         for id in &self.ids {
             // One that fails does not keep the others running.
             if let Err(error) = client.cancel(id).await {
-                eprintln!("tesk: {id}: {error}");
+                complain(&format!("{id}: {error}"));
                 failed = true;
             }
         }

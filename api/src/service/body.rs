@@ -75,11 +75,8 @@ impl BodyReader {
             }
             return Err(self.too_large());
         }
-        let share = self
-            .budget
-            .acquire_many(permits(announced.unwrap_or(self.limit)))
-            .await
-            .map_err(ApiError::internal)?;
+        // What has arrived is what counts: who only announces much holds nothing.
+        let mut share = self.share(0)?;
         let mut whole = BytesMut::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| {
@@ -88,10 +85,16 @@ impl BodyReader {
             let Ok(data) = frame.into_data() else {
                 continue;
             };
-            if whole.len() + data.len() > self.limit {
-                drop(whole);
+            let length = whole.len() + data.len();
+            let refusal = if length > self.limit {
+                Some(self.too_large())
+            } else {
+                self.grow(&mut share, length).err()
+            };
+            if let Some(refusal) = refusal {
+                drop((whole, share));
                 drain(body, DRAIN).await;
-                return Err(self.too_large());
+                return Err(refusal);
             }
             if whole.is_empty() && announced == Some(data.len()) {
                 // The usual small body, in one piece: no copy.
@@ -108,6 +111,21 @@ impl BodyReader {
         })
     }
 
+    /// A share for `length` bytes.
+    fn share(&self, length: usize) -> Result<SemaphorePermit<'_>, ApiError> {
+        self.budget
+            .try_acquire_many(permits(length))
+            .map_err(|_| ApiError::unavailable("too many large task documents arrive at present"))
+    }
+
+    fn grow<'a>(&'a self, share: &mut SemaphorePermit<'a>, length: usize) -> Result<(), ApiError> {
+        let more = (permits(length) as usize).saturating_sub(share.num_permits());
+        if more > 0 {
+            share.merge(self.share(more * UNIT)?);
+        }
+        Ok(())
+    }
+
     fn too_large(&self) -> ApiError {
         ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -120,7 +138,7 @@ impl BodyReader {
 }
 
 fn permits(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(UNIT).max(1)).unwrap_or(u32::MAX)
+    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX)
 }
 
 async fn drain(mut body: Body, mut left: usize) {
@@ -130,5 +148,50 @@ async fn drain(mut body: Body, mut left: usize) {
             Some(rest) => left = rest,
             None => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::response::IntoResponse;
+    use futures_util::stream::{self, StreamExt};
+
+    use super::*;
+
+    /// Sends `length` bytes, and never ends.
+    fn stuck(length: usize) -> Body {
+        let sent = stream::iter([Ok::<_, std::io::Error>(Bytes::from(vec![b' '; length]))]);
+        Body::from_stream(sent.chain(stream::pending()))
+    }
+
+    #[tokio::test]
+    async fn bodies_share_a_budget_by_what_has_arrived_and_give_it_back() {
+        const LIMIT: usize = 64 << 10;
+        let reader = Arc::new(BodyReader::new(LIMIT, Duration::from_mins(1)));
+        let stuck: Vec<_> = (0..16)
+            .map(|_| {
+                let reader = reader.clone();
+                tokio::spawn(async move {
+                    let read = reader.read(&HeaderMap::new(), stuck(LIMIT)).await;
+                    read.map(drop)
+                })
+            })
+            .collect();
+        let none = HeaderMap::new();
+        let small = || reader.read(&none, Body::from("{}"));
+        while reader.budget.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let refused = small().await.unwrap_err().into_response();
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(refused.headers().contains_key(header::RETRY_AFTER));
+        for body in stuck {
+            body.abort();
+            body.await.unwrap_err();
+        }
+        assert_eq!(small().await.unwrap().bytes, "{}");
+        assert_eq!(reader.budget.available_permits(), 16 * LIMIT / UNIT);
     }
 }

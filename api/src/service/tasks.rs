@@ -43,7 +43,13 @@ pub(super) async fn create(
         accept(&body.bytes, &app)?
     } else {
         let (bytes, app) = (body.bytes.clone(), app.clone());
-        tokio::task::spawn_blocking(move || accept(&bytes, &app))
+        let turn = app.large_reads.clone().acquire_owned().await;
+        let turn = turn.map_err(ApiError::internal)?;
+        let read = move || {
+            let _turn = turn;
+            accept(&bytes, &app)
+        };
+        tokio::task::spawn_blocking(read)
             .await
             .map_err(ApiError::internal)??
     };
@@ -181,9 +187,11 @@ async fn show(
     let record = record
         .filter(|record| caller.may_see(&record.head.owner))
         .ok_or_else(ApiError::no_such_task)?;
-    let mut out = Vec::with_capacity(64 + record.document.len() + record.logs.len());
+    let size = 64 + record.document.len() + record.logs.len();
+    let room = app.replies.room(size)?;
+    let mut out = Vec::with_capacity(size);
     view::write(&mut out, &record, view).map_err(ApiError::internal)?;
-    Ok(reply(out))
+    Ok(room.reply(out))
 }
 
 async fn cancel(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, ApiError> {
@@ -219,6 +227,7 @@ pub(super) async fn list(
         .iter()
         .map(|task| 64 + task.document.len() + task.logs.len())
         .sum();
+    let room = app.replies.room(size)?;
     let mut out = Vec::with_capacity(64 + size);
     out.extend_from_slice(br#"{"tasks":["#);
     for (index, task) in page.tasks.iter().enumerate() {
@@ -235,7 +244,7 @@ pub(super) async fn list(
         out.push(b'"');
     }
     out.push(b'}');
-    Ok(reply(out))
+    Ok(room.reply(out))
 }
 
 /// The decoded parameters of a query string, in their order.

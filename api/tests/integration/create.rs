@@ -104,6 +104,26 @@ async fn a_body_that_does_not_arrive_is_408() {
 }
 
 #[tokio::test]
+async fn uploads_that_never_go_on_do_not_delay_a_create() {
+    use tokio::io::AsyncWriteExt;
+    let service = Service::start().await;
+    let address = service.address.strip_prefix("http://").unwrap();
+    let mut idle = Vec::new();
+    for how in ["Transfer-Encoding: chunked", "Content-Length: 16000000"].repeat(24) {
+        let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+        let head = format!("POST {BASE}/tasks HTTP/1.1\r\nHost: {address}\r\n{how}\r\n\r\n");
+        socket.write_all(head.as_bytes()).await.unwrap();
+        idle.push(socket);
+    }
+    // All of them have reached their handler.
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    let document = minimal();
+    let create = service.id_of(&document);
+    let created = tokio::time::timeout(std::time::Duration::from_secs(10), create).await;
+    assert!(created.is_ok(), "the create waits for the others");
+}
+
+#[tokio::test]
 async fn nulls_vanish_and_empty_tag_values_survive() {
     let service = Service::start().await;
     let sent = task(&json!({

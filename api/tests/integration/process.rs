@@ -508,6 +508,80 @@ fn credentials_that_auth_makes_open_the_server() {
     }
 }
 
+/// A server that answers every connection with what `reply` makes of its request line, until
+/// the test ends.
+fn hostile_server(reply: impl Fn(&str) -> (u16, Value) + Send + 'static) -> String {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let mut socket = BufReader::new(socket.unwrap());
+            let mut request = String::new();
+            socket.read_line(&mut request).unwrap();
+            let mut length = 0;
+            loop {
+                let mut line = String::new();
+                socket.read_line(&mut line).unwrap();
+                if line.trim().is_empty() {
+                    break;
+                }
+                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+            }
+            socket.read_exact(&mut vec![0; length]).unwrap();
+            let (status, body) = reply(&request);
+            let body = body.to_string();
+            let reply = format!(
+                "HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            socket.get_mut().write_all(reply.as_bytes()).unwrap();
+        }
+    });
+    address
+}
+
+#[test]
+fn neither_a_server_nor_a_task_file_can_steer_the_terminal() {
+    const EVIL: &str = "t\u{1b}]0;x\u{7}\u{9b}2J\u{202e}";
+    let server = hostile_server(|request| match request.split_once(' ') {
+        Some(("POST", path)) if path.contains("cancel") => (400, json!({ "msg": EVIL })),
+        Some(("POST", _)) => (200, json!({ "id": EVIL })),
+        Some((_, path)) if path.contains("/tasks/") => (400, json!({ "msg": EVIL })),
+        _ => (
+            200,
+            json!({ "tasks": [{ "id": EVIL, "state": "COMPLETE" }] }),
+        ),
+    });
+    let folder = TempDir::new().unwrap();
+    let mut task = json!({ "executors": [{ "image": "i", "command": ["c"] }] });
+    let good = task_file(&folder, &task).to_str().unwrap().to_owned();
+    let bad = folder.path().join("bad.json");
+    task["tags"] = json!({ EVIL: [] });
+    std::fs::write(&bad, task.to_string()).unwrap();
+    let client = |arguments: &[&str]| run(tesk().args(arguments).args(["--server", &server]));
+    for output in [
+        client(&["submit", &good]),
+        client(&["get", "t1"]),
+        client(&["wait", "t1"]),
+        client(&["cancel", "t1"]),
+        client(&["list"]),
+        run(tesk().args(["run", "--runtime", "host"]).arg(&bad)),
+    ] {
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(
+            said.contains("]0;x") || said.contains("without the id"),
+            "{said:?}"
+        );
+        assert!(
+            !said.contains(['\u{1b}', '\u{7}', '\u{9b}', '\u{202e}']),
+            "{said:?}"
+        );
+    }
+}
+
 #[test]
 fn completions_know_the_commands() {
     for shell in ["bash", "zsh", "fish"] {

@@ -41,12 +41,38 @@ const ALIASES: [(&str, &str); 8] = [
     ("backend_parameters_strict", "backendParametersStrict"),
 ];
 
-/// Reads a document. An error is one of syntax; nesting beyond 128 levels counts as such.
+/// The most elements of a list or entries of an object. Each costs far more memory once it is
+/// read than the few bytes that it can take in a document.
+mod most {
+    pub(super) const INPUTS: usize = 10_000;
+    pub(super) const OUTPUTS: usize = 10_000;
+    pub(super) const VOLUMES: usize = 10_000;
+    pub(super) const EXECUTORS: usize = 1_000;
+    pub(super) const ARGUMENTS: usize = 100_000;
+    pub(super) const ENV: usize = 10_000;
+    pub(super) const TAGS: usize = 1_000;
+    pub(super) const ZONES: usize = 1_000;
+    pub(super) const BACKEND_PARAMETERS: usize = 1_000;
+    /// Brackets, braces, commas and colons of the whole document.
+    pub(super) const MARKS: usize = 1_000_000;
+}
+
+/// Reads a document. An error is one of syntax, where nesting beyond 128 levels counts as
+/// such, or one of a document of too many parts.
 pub(super) fn read(body: &[u8]) -> Result<Draft, Rejection> {
     if body.trim_ascii().is_empty() {
         return Err(Rejection::Syntax(
             "a task in JSON is needed, but the body is empty".into(),
         ));
+    }
+    if has_too_many_parts(body) {
+        let mut faults = Faults::default();
+        let msg = format!(
+            "must have at most {} brackets, braces, commas and colons",
+            most::MARKS
+        );
+        faults.add(Place::Task, msg);
+        faults.into_result()?;
     }
     let value: Value = serde_json::from_slice(body)
         .map_err(|e| Rejection::Syntax(format!("the body is not valid JSON: {e}")))?;
@@ -57,6 +83,30 @@ pub(super) fn read(body: &[u8]) -> Result<Draft, Rejection> {
         indices: reader.indices,
         faults: reader.faults,
     })
+}
+
+/// Whether the JSON would be a tree too large for memory: told from its text, before there is
+/// a tree. What is not JSON may give any answer.
+fn has_too_many_parts(body: &[u8]) -> bool {
+    if body.len() <= most::MARKS {
+        return false;
+    }
+    let mut marks = 0;
+    let mut bytes = body.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => loop {
+                match bytes.next() {
+                    Some(b'\\') => _ = bytes.next(),
+                    Some(b'"') | None => break,
+                    Some(_) => {}
+                }
+            },
+            b'[' | b'{' | b',' | b':' => marks += 1,
+            _ => {}
+        }
+    }
+    marks > most::MARKS
 }
 
 #[derive(Debug, Default)]
@@ -94,15 +144,18 @@ impl Members<'_> {
 impl Reader {
     fn task(&mut self, value: Value) -> Option<Task> {
         let mut task = self.members(value, Place::Task)?;
-        let (inputs, inputs_at) =
-            split(task.read(self, "inputs", |r, v, at| r.list(v, at, Reader::input)));
-        let (outputs, outputs_at) =
-            split(task.read(self, "outputs", |r, v, at| r.list(v, at, Reader::output)));
-        let (executors, executors_at) = split(task.read(self, "executors", |r, v, at| {
-            r.list(v, at, Reader::executor)
+        let (inputs, inputs_at) = split(task.read(self, "inputs", |r, v, at| {
+            r.list(v, at, most::INPUTS, Reader::input)
         }));
-        let (volumes, volumes_at) =
-            split(task.read(self, "volumes", |r, v, at| r.list(v, at, Reader::text)));
+        let (outputs, outputs_at) = split(task.read(self, "outputs", |r, v, at| {
+            r.list(v, at, most::OUTPUTS, Reader::output)
+        }));
+        let (executors, executors_at) = split(task.read(self, "executors", |r, v, at| {
+            r.list(v, at, most::EXECUTORS, Reader::executor)
+        }));
+        let (volumes, volumes_at) = split(task.read(self, "volumes", |r, v, at| {
+            r.list(v, at, most::VOLUMES, Reader::text)
+        }));
         self.indices = Indices {
             inputs: inputs_at,
             outputs: outputs_at,
@@ -117,7 +170,7 @@ impl Reader {
             resources: task.read(self, "resources", Reader::resources),
             executors: executors.unwrap_or_default(),
             volumes,
-            tags: task.read(self, "tags", Reader::words_by_name),
+            tags: task.read(self, "tags", |r, v, at| r.words_by_name(v, at, most::TAGS)),
         })
     }
 
@@ -167,7 +220,7 @@ impl Reader {
             stdin: executor.read(self, "stdin", Reader::text_or_nothing),
             stdout: executor.read(self, "stdout", Reader::text_or_nothing),
             stderr: executor.read(self, "stderr", Reader::text_or_nothing),
-            env: executor.read(self, "env", Reader::words_by_name),
+            env: executor.read(self, "env", |r, v, at| r.words_by_name(v, at, most::ENV)),
             ignore_error: executor.read(self, "ignore_error", Reader::boolean),
         })
     }
@@ -182,10 +235,12 @@ impl Reader {
             zones: resources.read(self, "zones", |r, v, at| match v {
                 Value::String(_) => r.text(v, at).map(|zone| vec![zone]),
                 v => r
-                    .list(v, at, Reader::text)
+                    .list(v, at, most::ZONES, Reader::text)
                     .map(|zones| split(Some(zones)).0.unwrap_or_default()),
             }),
-            backend_parameters: resources.read(self, "backend_parameters", Reader::words_by_name),
+            backend_parameters: resources.read(self, "backend_parameters", |r, v, at| {
+                r.words_by_name(v, at, most::BACKEND_PARAMETERS)
+            }),
             backend_parameters_strict: resources.read(
                 self,
                 "backend_parameters_strict",
@@ -208,16 +263,19 @@ impl Reader {
         Some(Members { object, at })
     }
 
-    /// The elements that are not null and could be read, each with the client's index.
+    /// The elements that are not null and could be read, each with the client's index. Of a
+    /// list with more than `most` none is read.
     fn list<T>(
         &mut self,
         value: Value,
         at: Place<'_>,
+        most: usize,
         mut read: impl FnMut(&mut Self, Value, Place<'_>) -> Option<T>,
     ) -> Option<Vec<(usize, T)>> {
         let Value::Array(elements) = value else {
             return self.wrong(at, "a list", &value);
         };
+        self.count(elements.len(), most, at)?;
         let present = elements
             .into_iter()
             .enumerate()
@@ -233,6 +291,7 @@ impl Reader {
         let Value::Array(words) = value else {
             return self.wrong(at, "a list", &value);
         };
+        self.count(words.len(), most::ARGUMENTS, at)?;
         // A dropped null would make it another command, so here it is a breach. A word that
         // cannot be read leaves an empty one: the task is refused anyway.
         let words = words.into_iter().enumerate();
@@ -243,10 +302,16 @@ impl Reader {
         )
     }
 
-    fn words_by_name(&mut self, value: Value, at: Place<'_>) -> Option<BTreeMap<String, String>> {
+    fn words_by_name(
+        &mut self,
+        value: Value,
+        at: Place<'_>,
+        most: usize,
+    ) -> Option<BTreeMap<String, String>> {
         let Value::Object(object) = value else {
             return self.wrong(at, "an object", &value);
         };
+        self.count(object.len(), most, at)?;
         let mut words = BTreeMap::new();
         for (name, value) in object {
             if name.contains('\0') {
@@ -335,6 +400,16 @@ impl Reader {
         } else {
             Some(number as i32)
         }
+    }
+
+    /// Notes it if there are more than `most`.
+    fn count(&mut self, found: usize, most: usize, at: Place<'_>) -> Option<()> {
+        if found <= most {
+            return Some(());
+        }
+        let msg = format!("must have at most {most} elements, not {found}");
+        self.faults.add(at, msg);
+        None
     }
 
     /// Notes that `value` should have been `wanted`.
