@@ -37,8 +37,14 @@ for _ in $(seq $starts); do
 done
 end=$(date +%s%N)
 echo "binary: $directory/filer"
-echo "size: $(($(wc -c <"$directory/filer") / 1024)) KiB"
-echo "start-up: $(((end - begin) / starts / 1000)) µs"
+size=$(($(wc -c <"$directory/filer") / 1024))
+start=$(((end - begin) / starts / 1000))
+echo "size: $size KiB"
+echo "start-up: $start µs"
+if [ "$size" -ge 12288 ] || [ "$start" -ge 10000 ]; then
+    echo "build.sh: the filer is to be under 12 MiB and to start in under 10 ms" >&2
+    exit 1
+fi
 
 for builder in buildah podman; do
     if command -v "$builder" >/dev/null; then
