@@ -1,9 +1,9 @@
 //! Executors in containers of podman or docker, driven by their commands.
 
-use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +24,8 @@ const MEMORY_FLOOR: u64 = 64 << 20;
 const FOR_EVER: Duration = Duration::from_hours(100 * 365 * 24);
 /// The container engine's own failure.
 const ENGINE_FAILED: i32 = 125;
+/// The longest value in a file of variables: the engines read lines of up to 64 KiB.
+const LONGEST_VALUE: usize = 32 << 10;
 /// Killed: by a user, or by the kernel for want of memory.
 const KILLED: i32 = 137;
 
@@ -81,9 +83,18 @@ impl<'a> Containers<'a> {
             Ok(streams) => streams,
             Err(reason) => return Ok(unusable(reason)),
         };
-        let mut ended = self
-            .run_container(&name, executor, &streams, None, stop, &grace)
-            .await;
+        let variables = Variables::of(&executor.env);
+        let env_file = self
+            .write_env_file(index, &variables.file)
+            .map_err(|error| NotStarted {
+                reason: format!("cannot write the environment of a container: {error}"),
+                retryable: true,
+            })?;
+        let command = |workdir: Option<&Path>| {
+            let argv = self.argv(&name, executor, &variables.arguments, &env_file, workdir);
+            self.command(argv, &streams)
+        };
+        let mut ended = self.run_container(&name, command(None), stop, &grace).await;
         // Docker makes a working directory that the image does not have, podman refuses.
         if ended.stderr.starts_with("Error: workdir ")
             && ended.stderr.contains("does not exist on container")
@@ -94,7 +105,7 @@ impl<'a> Containers<'a> {
                 retryable: true,
             })?;
             ended = self
-                .run_container(&name, executor, &streams, Some(&workdir), stop, &grace)
+                .run_container(&name, command(Some(&workdir)), stop, &grace)
                 .await;
         }
         let mut end = self.judge(executor, ended)?;
@@ -105,31 +116,33 @@ impl<'a> Containers<'a> {
         Ok(end)
     }
 
-    /// Runs a container to its end; `workdir` is mounted as its working directory.
-    async fn run_container(
-        &self,
-        name: &str,
-        executor: &PlannedExecutor,
-        streams: &Streams,
-        workdir: Option<&Path>,
-        stop: &CancellationToken,
-        grace: &impl Fn() -> Duration,
-    ) -> Ended {
-        let (argv, env) = self.command_line(name, executor, workdir);
+    /// The engine's command, with the environment of this process: nothing of a task may steer
+    /// the engine, which has rights that the task does not have.
+    fn command(&self, argv: Vec<String>, streams: &Streams) -> Command {
         let path = |file: &Option<std::fs::File>| {
             // As it was opened: whatever lies at its name now.
             file.as_ref()
                 .map(|file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())))
         };
-        let command = Command {
+        Command {
             argv,
-            env,
+            env: std::env::vars_os().collect(),
             stdin: path(&streams.stdin),
             stdout: path(&streams.stdout),
             stderr: path(&streams.stderr),
             tail: self.order.tail,
             ..Command::default()
-        };
+        }
+    }
+
+    /// Runs a container to its end.
+    async fn run_container(
+        &self,
+        name: &str,
+        command: Command,
+        stop: &CancellationToken,
+        grace: &impl Fn() -> Duration,
+    ) -> Ended {
         // The engine's command passes TERM on to the container; what does not end by that is
         // removed by force.
         let ask = CancellationToken::new();
@@ -188,13 +201,15 @@ impl<'a> Containers<'a> {
         self.engine.limits_memory.then(|| asked.max(MEMORY_FLOOR))
     }
 
-    /// The engine's command line and its environment.
-    fn command_line(
+    /// The engine's command line; `own_workdir` is mounted as the working directory.
+    fn argv(
         &self,
         name: &str,
         executor: &PlannedExecutor,
+        variables: &[String],
+        env_file: &Path,
         own_workdir: Option<&Path>,
-    ) -> (Vec<String>, Vec<(OsString, OsString)>) {
+    ) -> Vec<String> {
         let mut argv = self.engine.argv(&["run", "--pull=never", "--name", name]);
         let mut push = |parts: &[&str]| argv.extend(parts.iter().map(|p| (*p).to_owned()));
         push(&["--label", &Engine::label(&self.order.attempt)]);
@@ -224,18 +239,12 @@ impl<'a> Containers<'a> {
         if let (Some(source), Some(workdir)) = (own_workdir, &executor.workdir) {
             push(&["--mount", &bind(source, workdir)]);
         }
-        let mut env: Vec<_> = std::env::vars_os().collect();
-        for (key, value) in &executor.env {
-            if is_hidden(key) {
-                push(&["--env", key]);
-                env.retain(|(name, _)| name != key.as_str());
-                env.push((key.into(), value.into()));
-            } else {
-                push(&["--env", &format!("{key}={value}")]);
-            }
-        }
         for argument in &self.engine.arguments.run {
             push(&[argument]);
+        }
+        push(&["--env-file", &env_file.to_string_lossy()]);
+        for variable in variables {
+            push(&["--env", variable]);
         }
         let (program, arguments) = match executor.command.split_first() {
             Some((program, arguments)) => (program.as_str(), arguments),
@@ -248,7 +257,21 @@ impl<'a> Containers<'a> {
         };
         push(&["--entrypoint", &entrypoint, &executor.image]);
         argv.extend_from_slice(arguments);
-        (argv, env)
+        argv
+    }
+
+    /// Writes an executor's variables where only the user of this process can read them.
+    fn write_env_file(&self, index: usize, text: &str) -> std::io::Result<PathBuf> {
+        // Beside scratch: no executor sees it.
+        let path = self.scratch.path().with_file_name(format!("env-{index}"));
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)?;
+        file.write_all(text.as_bytes())?;
+        Ok(path)
     }
 
     /// Opens the files of an executor's streams within scratch; an error is for its user.
@@ -378,41 +401,43 @@ fn unusable(reason: String) -> ExecutorEnd {
     }
 }
 
-/// Whether a variable can be handed over in the environment of the engine's command, where
-/// other users of the machine do not see it. Those that would steer the command itself, or that
-/// it would take for a pattern, go on its command line.
-fn is_hidden(name: &str) -> bool {
-    const STEERING: [&str; 22] = [
-        "BUILDAH",
-        "CNI_",
-        "CONTAINER",
-        "DBUS_",
-        "DOCKER",
-        "GODEBUG",
-        "GOGC",
-        "GOMAXPROCS",
-        "GOMEMLIMIT",
-        "GOTRACEBACK",
-        "HOME",
-        "HTTP",
-        "LD_",
-        "LISTEN_",
-        "NO_PROXY",
-        "NOTIFY",
-        "PATH",
-        "PODMAN",
-        "REGISTRY",
-        "SSL_",
-        "STORAGE",
-        "TMPDIR",
-    ];
-    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    let upper = name.to_ascii_uppercase();
-    let steers = upper.starts_with('_')
-        || upper.starts_with("XDG_")
-        || upper.starts_with("ALL_PROXY")
-        || STEERING.iter().any(|prefix| upper.starts_with(prefix));
-    plain && !steers
+/// How an executor's variables are handed to the container engine.
+#[derive(Debug, PartialEq)]
+struct Variables {
+    /// Lines for `--env-file`, which other users of the machine cannot read.
+    file: String,
+    /// Values of `--env`: what such a file cannot hold, or what versions of the engines read
+    /// in different ways there.
+    arguments: Vec<String>,
+}
+
+impl Variables {
+    fn of(env: &BTreeMap<String, String>) -> Self {
+        let (mut file, mut arguments) = (String::new(), Vec::new());
+        for (name, value) in env {
+            let line = format!("{name}={value}");
+            if is_plain_name(name) && is_plain_value(value) {
+                file.push_str(&line);
+                file.push('\n');
+            } else {
+                arguments.push(line);
+            }
+        }
+        Self { file, arguments }
+    }
+}
+
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// Whether no engine trims, unquotes, or takes for a comment any part of a value.
+fn is_plain_value(value: &str) -> bool {
+    let special = |c: char| c.is_control() || ['"', '\'', '`', '\\', '#'].contains(&c);
+    !value.is_empty()
+        && value.len() <= LONGEST_VALUE
+        && value.trim() == value
+        && !value.contains(special)
 }
 
 /// Whether the engine's words mean that no other attempt will do better.
@@ -444,20 +469,100 @@ fn is_definite(words: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let pairs = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        pairs.collect()
+    }
+
     #[test]
-    fn a_variable_that_steers_the_engine_is_not_put_into_its_environment() {
-        for name in [
-            "PATH",
-            "DOCKER_HOST",
-            "LD_PRELOAD",
-            "http_proxy",
-            "X*",
-            "A B",
-            "_X",
+    fn no_variable_of_a_task_enters_the_environment_of_the_container_engine() {
+        let directory = tempfile::tempdir().unwrap();
+        let scratch = directory.path().join("scratch");
+        std::fs::create_dir(&scratch).unwrap();
+        let executor = PlannedExecutor {
+            image: "busybox".to_owned(),
+            command: vec!["true".to_owned()],
+            env: env(&[("CHARSET", "/scratch/x"), ("GCONV_PATH", "a\nb")]),
+            workdir: None,
+            stdin: None,
+            stdout: None,
+            stderr: None,
+            ignore_error: false,
+        };
+        let engine = Engine {
+            kind: EngineKind::Podman,
+            arguments: crate::local::ContainerArguments::default(),
+            limits_cpu: false,
+            limits_memory: false,
+        };
+        let order = Order {
+            attempt: crate::scheduler::compute::AttemptId {
+                task: crate::scheduler::TaskId::random(),
+                number: 1,
+            },
+            plan: crate::plan::Plan {
+                version: crate::plan::VERSION,
+                task: String::new(),
+                inputs: Vec::new(),
+                executors: Vec::new(),
+                outputs: Vec::new(),
+                mounts: Vec::new(),
+                directories: Vec::new(),
+                resources: crate::plan::PlannedResources::default(),
+            },
+            runtime: super::super::runtime::Runtime::Container(engine.clone()),
+            tail: 0,
+            data: directory.path().to_owned(),
+        };
+        let root = Root::open(&scratch, crate::rooted::Symlinks::InRoot).unwrap();
+        let containers = Containers::new(&engine, &order, Arc::new(root));
+
+        let variables = Variables::of(&executor.env);
+        let file = containers.write_env_file(0, &variables.file).unwrap();
+        let argv = containers.argv("name", &executor, &variables.arguments, &file, None);
+        let streams = Streams {
+            stdin: None,
+            stdout: None,
+            stderr: None,
+        };
+        let command = containers.command(argv, &streams);
+
+        let own: Vec<_> = std::env::vars_os().collect();
+        assert_eq!(command.env, own);
+        assert!(command.argv.contains(&"GCONV_PATH=a\nb".to_owned()));
+        assert!(!command.argv.iter().any(|a| a.contains("CHARSET")));
+        assert!(!file.starts_with(&scratch));
+        let mode = file.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(
+            std::fs::read_to_string(file).unwrap(),
+            "CHARSET=/scratch/x\n"
+        );
+    }
+
+    #[test]
+    fn only_values_that_every_engine_reads_alike_go_into_the_file_of_variables() {
+        for (name, value) in [
+            ("A", ""),
+            ("A", " x"),
+            ("A", "x\t"),
+            ("A", "x\ny"),
+            ("A", "x\r"),
+            ("A", "\"x\""),
+            ("A", "x #y"),
+            ("A*", "x"),
+            ("#A", "x"),
+            ("A B", "x"),
         ] {
-            assert!(!is_hidden(name), "{name}");
+            let split = Variables::of(&env(&[(name, value)]));
+            assert_eq!(split.file, "", "{name}={value}");
+            assert_eq!(split.arguments, [format!("{name}={value}")]);
         }
-        assert!(is_hidden("API_KEY"));
+        let split = Variables::of(&env(&[("A", "$HOME=*, x y")]));
+        assert_eq!(split.file, "A=$HOME=*, x y\n");
+        assert_eq!(split.arguments, Vec::<String>::new());
     }
 
     #[test]

@@ -105,18 +105,22 @@ async fn a_container_gets_its_environment_and_arguments_as_they_were_sent() -> R
     let mut executor = container(&json!([
         "sh",
         "-c",
-        "echo \"$A|$PATH|$0|$1|$2\"",
+        "echo \"$A|$PATH|$0|$1|$2\"; echo \"$B|$C|$D|$E|$CHARSET|$G\"",
         "x",
         "",
         "$(Y)"
     ]));
-    executor["env"] = json!({ "A": "one\ntwo", "PATH": "/bin:/extra", "LD_PRELOAD": "" });
+    executor["env"] = json!({
+        "A": "one\ntwo", "PATH": "/bin:/extra", "LD_PRELOAD": "", "B": "$HOME", "C": "\"q\" 'q'",
+        "D": "  led ", "E": "#x # y", "CHARSET": "utf-8 *", "G": "a=b",
+    });
     let record = running
         .run(&place, &json!({ "executors": [executor] }))
         .await?;
     ended(&record, State::Complete)?;
     let out = record.logs[0].logs[0].stdout.clone().unwrap_or_default();
-    ensure!(out == "one\ntwo|/bin:/extra|x||$(Y)\n", "{out}");
+    let lines = "one\ntwo|/bin:/extra|x||$(Y)\n$HOME|\"q\" 'q'|  led |#x # y|utf-8 *|a=b\n";
+    ensure!(out == lines, "{out}");
     Ok(())
 }
 
