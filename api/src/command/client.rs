@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
-use tesk_core::scheduler::TaskId;
 use url::Url;
 
 use super::Remote;
@@ -54,16 +53,19 @@ impl Client {
     }
 
     /// Creates a task, and answers its id.
-    pub(super) async fn create(&self, document: Vec<u8>, key: &str) -> Result<TaskId, String> {
+    pub(super) async fn create(&self, document: Vec<u8>, key: &str) -> Result<String, String> {
         let request = self
             .request(Method::POST, "tasks")?
             .header("content-type", "application/json")
             .header("idempotency-key", key)
             .body(document);
         let reply = self.send(request).await?;
-        // It goes to the terminal, and to scripts.
-        let id = reply["id"].as_str().and_then(|id| id.parse().ok());
-        id.ok_or_else(|| "the server answered without the id of a task".to_owned())
+        // It goes to the terminal, and to scripts. Other servers have ids of other forms.
+        let id = reply["id"]
+            .as_str()
+            .filter(|id| !id.is_empty() && id.chars().all(|c| c.is_ascii_graphic()));
+        id.map(str::to_owned)
+            .ok_or_else(|| "the server answered without the id of a task".to_owned())
     }
 
     /// A task as the server shows it.

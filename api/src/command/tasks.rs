@@ -148,7 +148,7 @@ impl Submit {
                 .await
                 .map_err(|error| format!("{}: {error}", file.display()))?;
             print(&format!("{id}\n"))?;
-            ids.push(id.to_string());
+            ids.push(id);
         }
         if self.wait {
             wait_for(&client, ids, None, false).await?;
