@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::compute::directory::{Directory, Order, Status, started_ticks};
 use super::container::Containers;
+use super::inherited;
 use super::runtime::Runtime;
 use super::sandbox::Sandbox;
 use crate::plan;
@@ -46,6 +47,7 @@ pub fn main(directory: &Path, engine: impl FnOnce() -> Result<Engine, String>) -
 fn start(directory: &Path, engine: impl FnOnce() -> Result<Engine, String>) -> Result<(), String> {
     let failed = |error: &dyn std::fmt::Display| format!("cannot start the attempt: {error}");
     let _lock = keep_lock().map_err(|error| failed(&error))?;
+    inherited::keep_from_children().map_err(|error| failed(&error))?;
     // A session of its own: what ends the engine's session does not end this.
     rustix::process::setsid().map_err(|error| failed(&error))?;
     let directory = Directory::at(directory);
@@ -217,9 +219,14 @@ impl Attempt {
             Runtime::Host => {
                 let images: BTreeSet<_> = plan.executors.iter().map(|e| &e.image).collect();
                 let images: Vec<_> = images.into_iter().map(String::as_str).collect();
+                let who = if rustix::process::geteuid().is_root() {
+                    "; COMMANDS RUN AS ROOT OF THIS MACHINE"
+                } else {
+                    ""
+                };
                 self.note(format!(
                     "warning: the runtime is this machine itself: commands use its programs, \
-                     and no image is used ({})",
+                     and no image is used ({}){who}",
                     images.join(", ")
                 ));
                 Runner::Host(Sandbox::new(&self.directory, &self.order))
