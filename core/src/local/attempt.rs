@@ -27,6 +27,9 @@ use crate::transfer::{Counters, Engine};
 const CANCEL: Duration = Duration::from_millis(100);
 /// How often progress is written down.
 const PROGRESS: Duration = Duration::from_millis(500);
+/// Bytes kept of all streams of all executors together: the status holds them, and is written
+/// anew for each executor.
+const TAILS: usize = 4 << 20;
 
 /// Runs the attempt whose directory the engine has made, to its end, and writes its report.
 ///
@@ -51,10 +54,11 @@ fn start(directory: &Path, engine: impl FnOnce() -> Result<Engine, String>) -> R
     // A session of its own: what ends the engine's session does not end this.
     rustix::process::setsid().map_err(|error| failed(&error))?;
     let directory = Directory::at(directory);
-    let order = directory.order().map_err(|error| failed(&error))?;
+    let mut order = directory.order().map_err(|error| failed(&error))?;
     if order.plan.version != plan::VERSION {
         return Err(failed(&"its plan is of another version of this program"));
     }
+    order.tail = order.tail.min(fair_tail(order.plan.executors.len()));
     let pid = std::process::id();
     let status = Status {
         process: (pid, started_ticks(pid).unwrap_or_default()),
@@ -332,6 +336,11 @@ impl Attempt {
     }
 }
 
+/// The share of each of an executor's two streams in [`TAILS`].
+fn fair_tail(executors: usize) -> usize {
+    TAILS / (2 * executors.max(1))
+}
+
 enum Runner<'a> {
     Host(Sandbox<'a>),
     Containers(Containers<'a>),
@@ -345,5 +354,18 @@ fn progress(step: &str, counters: &Counters) -> Progress {
         files_total: counters.files_total.load(Relaxed),
         bytes_done: counters.bytes_done.load(Relaxed),
         bytes_total: counters.bytes_total.load(Relaxed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tails_of_all_executors_together_are_bounded() {
+        for executors in [1, 7, 200, 1000, 100_000] {
+            assert!(2 * executors * fair_tail(executors) <= TAILS);
+        }
+        assert!(fair_tail(200) >= 10 << 10);
     }
 }
