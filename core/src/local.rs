@@ -12,6 +12,7 @@ pub mod attempt;
 mod compute;
 mod container;
 pub mod engine;
+mod inherited;
 mod remove;
 pub mod runtime;
 pub mod sandbox;

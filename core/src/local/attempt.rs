@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::compute::directory::{Directory, Order, Status, started_ticks};
 use super::container::Containers;
+use super::inherited;
 use super::runtime::Runtime;
 use super::sandbox::Sandbox;
 use crate::plan;
@@ -26,6 +27,9 @@ use crate::transfer::{Counters, Engine};
 const CANCEL: Duration = Duration::from_millis(100);
 /// How often progress is written down.
 const PROGRESS: Duration = Duration::from_millis(500);
+/// Bytes kept of all streams of all executors together: the status holds them, and is written
+/// anew for each executor.
+const TAILS: usize = 4 << 20;
 
 /// Runs the attempt whose directory the engine has made, to its end, and writes its report.
 ///
@@ -46,13 +50,15 @@ pub fn main(directory: &Path, engine: impl FnOnce() -> Result<Engine, String>) -
 fn start(directory: &Path, engine: impl FnOnce() -> Result<Engine, String>) -> Result<(), String> {
     let failed = |error: &dyn std::fmt::Display| format!("cannot start the attempt: {error}");
     let _lock = keep_lock().map_err(|error| failed(&error))?;
+    inherited::keep_from_children().map_err(|error| failed(&error))?;
     // A session of its own: what ends the engine's session does not end this.
     rustix::process::setsid().map_err(|error| failed(&error))?;
     let directory = Directory::at(directory);
-    let order = directory.order().map_err(|error| failed(&error))?;
+    let mut order = directory.order().map_err(|error| failed(&error))?;
     if order.plan.version != plan::VERSION {
         return Err(failed(&"its plan is of another version of this program"));
     }
+    order.tail = order.tail.min(fair_tail(order.plan.executors.len()));
     let pid = std::process::id();
     let status = Status {
         process: (pid, started_ticks(pid).unwrap_or_default()),
@@ -217,9 +223,14 @@ impl Attempt {
             Runtime::Host => {
                 let images: BTreeSet<_> = plan.executors.iter().map(|e| &e.image).collect();
                 let images: Vec<_> = images.into_iter().map(String::as_str).collect();
+                let who = if rustix::process::geteuid().is_root() {
+                    "; COMMANDS RUN AS ROOT OF THIS MACHINE"
+                } else {
+                    ""
+                };
                 self.note(format!(
                     "warning: the runtime is this machine itself: commands use its programs, \
-                     and no image is used ({})",
+                     and no image is used ({}){who}",
                     images.join(", ")
                 ));
                 Runner::Host(Sandbox::new(&self.directory, &self.order))
@@ -325,6 +336,11 @@ impl Attempt {
     }
 }
 
+/// The share of each of an executor's two streams in [`TAILS`].
+fn fair_tail(executors: usize) -> usize {
+    TAILS / (2 * executors.max(1))
+}
+
 enum Runner<'a> {
     Host(Sandbox<'a>),
     Containers(Containers<'a>),
@@ -338,5 +354,18 @@ fn progress(step: &str, counters: &Counters) -> Progress {
         files_total: counters.files_total.load(Relaxed),
         bytes_done: counters.bytes_done.load(Relaxed),
         bytes_total: counters.bytes_total.load(Relaxed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tails_of_all_executors_together_are_bounded() {
+        for executors in [1, 7, 200, 1000, 100_000] {
+            assert!(2 * executors * fair_tail(executors) <= TAILS);
+        }
+        assert!(fair_tail(200) >= 10 << 10);
     }
 }

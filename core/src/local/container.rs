@@ -26,6 +26,20 @@ const FOR_EVER: Duration = Duration::from_hours(100 * 365 * 24);
 const ENGINE_FAILED: i32 = 125;
 /// The longest value in a file of variables: the engines read lines of up to 64 KiB.
 const LONGEST_VALUE: usize = 32 << 10;
+/// What podman reads before the first colon as the place of an image that is not in a registry:
+/// a path of this machine, for most.
+const TRANSPORTS: [&str; 10] = [
+    "atomic",
+    "containers-storage",
+    "dir",
+    "docker-archive",
+    "docker-daemon",
+    "oci",
+    "oci-archive",
+    "ostree",
+    "sif",
+    "tarball",
+];
 /// Killed: by a user, or by the kernel for want of memory.
 const KILLED: i32 = 137;
 
@@ -50,12 +64,7 @@ impl<'a> Containers<'a> {
         let executors = &self.order.plan.executors;
         let images: BTreeSet<&str> = executors.iter().map(|e| e.image.as_str()).collect();
         for image in images {
-            if image.starts_with('-') {
-                return Err(NotStarted {
-                    reason: format!("{image:?} is not the name of an image"),
-                    retryable: false,
-                });
-            }
+            let image = reference(image)?;
             let inspect = ["image", "inspect", "--format", "here", image];
             if self.engine.output(&inspect).await.is_ok() {
                 continue;
@@ -83,6 +92,7 @@ impl<'a> Containers<'a> {
             Ok(streams) => streams,
             Err(reason) => return Ok(unusable(reason)),
         };
+        let image = reference(&executor.image)?;
         let variables = Variables::of(&executor.env);
         let env_file = self
             .write_env_file(index, &variables.file)
@@ -91,7 +101,14 @@ impl<'a> Containers<'a> {
                 retryable: true,
             })?;
         let command = |workdir: Option<&Path>| {
-            let argv = self.argv(&name, executor, &variables.arguments, &env_file, workdir);
+            let argv = self.argv(
+                &name,
+                image,
+                executor,
+                &variables.arguments,
+                &env_file,
+                workdir,
+            );
             self.command(argv, &streams)
         };
         let mut ended = self.run_container(&name, command(None), stop, &grace).await;
@@ -205,6 +222,7 @@ impl<'a> Containers<'a> {
     fn argv(
         &self,
         name: &str,
+        image: &str,
         executor: &PlannedExecutor,
         variables: &[String],
         env_file: &Path,
@@ -255,7 +273,7 @@ impl<'a> Containers<'a> {
             EngineKind::Podman => serde_json::json!([program]).to_string(),
             EngineKind::Docker => program.to_owned(),
         };
-        push(&["--entrypoint", &entrypoint, &executor.image]);
+        push(&["--entrypoint", &entrypoint, image]);
         argv.extend_from_slice(arguments);
         argv
     }
@@ -401,6 +419,27 @@ fn unusable(reason: String) -> ExecutorEnd {
     }
 }
 
+/// The name of an image in a registry, without `docker://`. Anything that podman might take for
+/// another place, such as an archive among the files of this machine, is refused.
+fn reference(image: &str) -> Result<&str, NotStarted> {
+    let name = image.strip_prefix("docker://").unwrap_or(image);
+    let transport = name.split_once(':').map(|(transport, _)| transport);
+    // [HOST[:PORT]/]PATH[:TAG][@DIGEST]
+    let plausible = name.split(['/', ':', '@']).all(|part| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "._-+".contains(c))
+    });
+    if plausible && !transport.is_some_and(|transport| TRANSPORTS.contains(&transport)) {
+        return Ok(name);
+    }
+    Err(NotStarted {
+        reason: format!("{image:?} is not the name of an image in a registry"),
+        retryable: false,
+    })
+}
+
 /// How an executor's variables are handed to the container engine.
 #[derive(Debug, PartialEq)]
 struct Variables {
@@ -521,7 +560,14 @@ mod tests {
 
         let variables = Variables::of(&executor.env);
         let file = containers.write_env_file(0, &variables.file).unwrap();
-        let argv = containers.argv("name", &executor, &variables.arguments, &file, None);
+        let argv = containers.argv(
+            "name",
+            "busybox",
+            &executor,
+            &variables.arguments,
+            &file,
+            None,
+        );
         let streams = Streams {
             stdin: None,
             stdout: None,
@@ -563,6 +609,53 @@ mod tests {
         let split = Variables::of(&env(&[("A", "$HOME=*, x y")]));
         assert_eq!(split.file, "A=$HOME=*, x y\n");
         assert_eq!(split.arguments, Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_image_is_the_name_of_one_in_a_registry_and_nothing_else() {
+        for (image, name) in [
+            ("busybox", "busybox"),
+            ("docker:24", "docker:24"),
+            ("docker://quay.io/a/b:1", "quay.io/a/b:1"),
+            ("localhost:5000/a/b_c:T.1-x", "localhost:5000/a/b_c:T.1-x"),
+            ("a/b:1@sha256:00ff", "a/b:1@sha256:00ff"),
+            (
+                "docker.io/library/oci:latest",
+                "docker.io/library/oci:latest",
+            ),
+        ] {
+            assert_eq!(reference(image).unwrap(), name);
+        }
+        for image in [
+            "",
+            "-v",
+            "--privileged",
+            "a b",
+            "a\nb",
+            "/etc",
+            "./a",
+            "a/../b",
+            "a//b",
+            "docker://",
+            "docker://docker://a",
+            "docker://dir:a",
+            "dir:/etc",
+            "dir:etc",
+            "oci:/a:b",
+            "oci:latest",
+            "oci-archive:a",
+            "docker-archive:/a.tar",
+            "docker-daemon:a:b",
+            "containers-storage:a",
+            "containers-storage:[overlay@/a]b",
+            "sif:a",
+            "ostree:a",
+            "tarball:a",
+            "http://a/b.tar",
+        ] {
+            let refused = reference(image).unwrap_err();
+            assert!(!refused.retryable, "{image}");
+        }
     }
 
     #[test]

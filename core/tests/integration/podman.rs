@@ -30,6 +30,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         streams_of_a_container_are_redirected,
         outputs_that_belong_to_the_image_are_collected,
         an_image_that_is_nowhere_is_a_system_error,
+        an_image_among_the_files_of_the_machine_is_refused,
         a_canceled_container_is_gone,
         a_user_of_the_image_reads_inputs_and_writes_outputs,
         a_container_whose_attempt_is_killed_is_gone_before_the_next,
@@ -168,6 +169,19 @@ async fn an_image_that_is_nowhere_is_a_system_error() -> Result<()> {
     ended(&record, State::SystemError)?;
     ensure!(system_logs(&record).contains("localhost/no-such-image:none"));
     ensure!(record.logs[0].logs.is_empty());
+    Ok(())
+}
+
+async fn an_image_among_the_files_of_the_machine_is_refused() -> Result<()> {
+    let place = Place::new()?;
+    let running = start(&place).await?;
+    for image in ["dir:/etc", "docker-archive:/x.tar", "oci:latest"] {
+        let task = json!({ "executors": [{ "image": image, "command": ["true"] }]});
+        let record = running.run(&place, &task).await?;
+        ended(&record, State::SystemError)?;
+        ensure!(system_logs(&record).contains("not the name of an image in a registry"));
+        ensure!(record.logs.len() == 1, "it is not tried again");
+    }
     Ok(())
 }
 

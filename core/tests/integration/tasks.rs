@@ -26,6 +26,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         tmp_is_private_and_empty,
         the_machines_files_are_read_only_and_the_data_directory_is_hidden,
         the_processes_of_the_machine_are_not_seen,
+        a_command_cannot_change_the_kernel_of_the_machine_even_as_root,
+        no_file_that_the_server_has_open_reaches_a_command,
         exit_codes_are_those_of_a_shell,
         arguments_arrive_as_they_were_sent,
         the_environment_is_the_tasks_own,
@@ -242,6 +244,35 @@ async fn the_processes_of_the_machine_are_not_seen() -> Result<()> {
         log.exit_code != 0,
         "process 1 is not the command's to look into"
     );
+    Ok(())
+}
+
+async fn a_command_cannot_change_the_kernel_of_the_machine_even_as_root() -> Result<()> {
+    let place = Place::new()?;
+    let running = place.start().await?;
+    // Only opened: a test that fails changes nothing either.
+    let script = "for f in sys/kernel/hostname sys/kernel/core_pattern sysrq-trigger; do
+        test ! -e /proc/$f || ! ( exec 3>>/proc/$f ) || echo $f; done
+        head -c 1 /proc/keys /proc/timer_list /proc/kcore | grep -v '^==>' | grep .; true";
+    let record = running.run(&place, &shell(script)).await?;
+    ended(&record, State::Complete)?;
+    let out = record.logs[0].logs[0].stdout.clone().unwrap_or_default();
+    ensure!(out.is_empty(), "{out}");
+    let warned = system_logs(&record).contains("AS ROOT");
+    ensure!(warned == rustix::process::geteuid().is_root());
+    Ok(())
+}
+
+async fn no_file_that_the_server_has_open_reaches_a_command() -> Result<()> {
+    let place = Place::new()?;
+    // Without the mark that closes it when a program is started.
+    let _inherited = rustix::io::dup(fs::File::open("/dev/null")?)?;
+    let running = place.start().await?;
+    let record = running.run(&place, &shell("ls /proc/self/fd")).await?;
+    ended(&record, State::Complete)?;
+    let out = record.logs[0].logs[0].stdout.clone().unwrap_or_default();
+    // The last is the directory itself.
+    ensure!(out == "0\n1\n2\n3\n", "{out}");
     Ok(())
 }
 

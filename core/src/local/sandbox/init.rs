@@ -18,6 +18,7 @@ use rustix::thread::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Answer, Request, answer, forbidden, read_request, view};
+use crate::local::inherited;
 use crate::plan::PlannedExecutor;
 use crate::process::{self, Command};
 use crate::rooted::{Root, Symlinks};
@@ -32,8 +33,9 @@ const PASSED_ON: [&str; 8] = [
 ];
 
 pub(super) fn main() -> ExitCode {
-    let result = read_request()
-        .map_err(|error| format!("cannot read the request: {error}"))
+    let result = inherited::keep_from_children()
+        .map_err(|error| format!("cannot close what was inherited: {error}"))
+        .and_then(|()| read_request().map_err(|error| format!("cannot read the request: {error}")))
         .and_then(|request| run(&request));
     match result {
         Ok(Some(done)) => answer(&done),

@@ -22,6 +22,10 @@ use crate::plan::{MountKind, OutputSource, glob::Pattern};
 const ROOT_SIZE: &str = "size=64m,mode=755";
 /// Devices that every container has.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+/// What of `/proc` steers the machine: for root the name spaces alone do not protect it.
+const STEERING: [&str; 7] = ["sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi"];
+/// What of `/proc` tells of the machine's memory and of other users.
+const TELLING: [&str; 3] = ["kcore", "keys", "timer_list"];
 /// What programs need of `/run`, which else holds the sockets of this machine's services.
 const RUN: [&str; 4] = [
     "systemd/resolve",
@@ -80,11 +84,11 @@ pub(super) fn build(request: &Request) -> io::Result<()> {
         tree.children.remove(OsStr::new(own));
     }
     fill(Path::new("/"), root, &tree, &["proc", "dev", "run", "tmp"])?;
-    seal(root, &tree)?;
+    seal(root, |inside| !is_of_plan(&tree, inside))?;
 
     own_devices(&root.join("dev"))?;
     own_run(&root.join("run"))?;
-    own_processes(&root.join("proc"))?;
+    own_processes(root)?;
     hide(root, &request.hidden)?;
     become_root(root)
 }
@@ -152,8 +156,8 @@ fn bind(source: &Path, target: &Path, directory: bool) -> io::Result<()> {
     )
 }
 
-/// Makes everything that was bound in read-only, except what the plan mounts.
-fn seal(root: &Path, tree: &Node) -> io::Result<()> {
+/// Makes the mounts below `root` read-only whose path, seen from there, is `chosen`.
+fn seal(root: &Path, chosen: impl Fn(&Path) -> bool) -> io::Result<()> {
     let mounts = fs::read("/proc/self/mountinfo")?;
     for line in mounts.split(|b| *b == b'\n') {
         // 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
@@ -165,7 +169,7 @@ fn seal(root: &Path, tree: &Node) -> io::Result<()> {
         let Ok(inside) = place.strip_prefix(root) else {
             continue;
         };
-        if inside.as_os_str().is_empty() || is_of_plan(tree, inside) {
+        if inside.as_os_str().is_empty() || !chosen(inside) {
             continue;
         }
         let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
@@ -273,15 +277,29 @@ fn own_run(run: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn own_processes(proc: &Path) -> io::Result<()> {
+fn own_processes(root: &Path) -> io::Result<()> {
+    let proc = &root.join("proc");
     fs::create_dir(proc)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let again = MsFlags::MS_BIND | MsFlags::MS_REC;
     let own = mount_at(Some("proc".as_ref()), proc, Some("proc"), flags, None);
     // In a container whose /proc is partly covered the kernel refuses a new one.
-    own.or_else(|_| {
-        let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-        mount_at(Some("/proc".as_ref()), proc, None, flags, None)
-    })
+    own.or_else(|_| mount_at(Some("/proc".as_ref()), proc, None, again, None))?;
+    for place in STEERING.map(|name| proc.join(name)) {
+        if place.exists() {
+            mount_at(Some(&place), &place, None, again, None)?;
+        }
+    }
+    seal(proc, |inside| {
+        STEERING.iter().any(|name| inside.starts_with(name))
+    })?;
+    let nothing = root.join("dev/null");
+    for place in TELLING.map(|name| proc.join(name)) {
+        if place.exists() {
+            mount_at(Some(&nothing), &place, None, MsFlags::MS_BIND, None)?;
+        }
+    }
+    Ok(())
 }
 
 /// Covers a directory of this machine.
