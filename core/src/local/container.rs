@@ -128,6 +128,9 @@ impl<'a> Containers<'a> {
         let mut end = self.judge(executor, ended)?;
         if self.collects() {
             end.notes.extend(self.collect(&name).await);
+        }
+        // What was ended while it started may be left behind, whatever `--rm` says.
+        if self.collects() || stop.is_cancelled() {
             self.remove(&name).await;
         }
         Ok(end)
