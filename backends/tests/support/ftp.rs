@@ -10,7 +10,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
 use libunftp::ServerBuilder;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -68,6 +68,11 @@ impl FtpServer {
         let keys = encrypted.then(|| certificate(root.path()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        // Data ports of its own, below those that the kernel hands out: no client of another
+        // server, with or without encryption, ever meets this one.
+        static SERVERS: AtomicU16 = AtomicU16::new(0);
+        let first = 10_000 + 700 * (SERVERS.fetch_add(1, Ordering::Relaxed) % 30);
+        let data_ports = first..=first + 699;
         let connections = Arc::<AtomicUsize>::default();
         let files = root.path().join("files");
         std::fs::create_dir(&files).unwrap();
@@ -80,7 +85,8 @@ impl FtpServer {
                 count.fetch_add(1, Ordering::Relaxed);
                 let files = files.clone();
                 let files = move || Filesystem::new(files.clone()).unwrap();
-                let mut server = ServerBuilder::new(Box::new(files)).passive_ports(1024..=65535);
+                let mut server =
+                    ServerBuilder::new(Box::new(files)).passive_ports(data_ports.clone());
                 if password {
                     server = server.authenticator(Arc::new(OnlyMe));
                 }
