@@ -114,16 +114,9 @@ async fn ftp_subjects() -> anyhow::Result<Vec<Subject>> {
             configured(entry, &format!("ftp://me:right@{gateway}/scratch"))
         });
 
-    let server = Box::leak(Box::new(FtpServer::start_encrypted().await));
-    let ca_file = server.ca_file.as_ref().context("no certificate")?;
-    let entry = format!(
-        "{entry}\ntls = 'explicit'\nca_file = '{}'",
-        ca_file.display()
-    );
-    let (storage, url) = configured(&entry, &server.url("/scratch"))?;
-    let encrypted = Subject::new("ftp-tls", storage, url).at_least(claims);
-
-    let mut subjects = vec![plain, encrypted];
+    // TLS is judged against real servers: the one in this process may read past AUTH TLS when the
+    // machine is busy, and then answers the handshake in the clear.
+    let mut subjects = vec![plain];
     // Servers of other makes: `conformance/servers/ftp` starts them and sets this.
     if let Ok(urls) = std::env::var("TESK_TEST_FTP") {
         let ca_file = std::env::var("TESK_TEST_FTP_CA").unwrap_or_default();
