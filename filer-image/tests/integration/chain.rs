@@ -160,10 +160,15 @@ fn the_stop_file_ends_the_waiting_for_an_executor_that_never_starts() {
     pod.shell("true");
     pod.shell("true");
     pod.output("out", &pod.url("out"));
-    let mut containers = pod.start();
-    drop(containers.remove(2));
-    // Its container is not there at all: its image cannot be pulled.
-    std::fs::remove_dir_all(pod.at("handover/executor-1")).unwrap();
+    assert!(pod.prepare().status.success());
+    // The container of executor 1 is not there at all: its image cannot be pulled.
+    let containers = [
+        pod.filer("inputs"),
+        pod.exec(0),
+        pod.exec(2),
+        pod.filer("outputs"),
+    ];
+    let containers = containers.map(Container::start);
     until(|| exists(&pod.at("w/out")));
     std::fs::write(pod.at("stop"), "image x cannot be pulled\n").unwrap();
     let codes: Vec<_> = containers.into_iter().map(|c| c.end().code()).collect();
