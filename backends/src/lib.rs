@@ -9,6 +9,8 @@
 //! [`with`](tesk_core::storage::RegistryBuilder::with), and builds a registry from the
 //! `[[storage]]` entries of its configuration.
 
+#[cfg(any(feature = "http", feature = "s3"))]
+mod client;
 #[cfg(feature = "ftp")]
 pub mod ftp;
 #[cfg(feature = "http")]

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url};
@@ -12,7 +11,7 @@ use super::address::{CheckedResolver, check_host};
 use super::options::{self, Options};
 use crate::netrc::Netrc;
 use crate::network::{Networks, Refused};
-use crate::{secret, tls};
+use crate::{client, secret};
 
 /// How many redirects one request follows.
 const MAX_REDIRECTS: usize = 10;
@@ -48,21 +47,8 @@ impl Client {
             &options.deny_networks,
             &options.allow_networks,
         )?);
-        let timeout = Duration::from_secs(options.connect_timeout_secs.unwrap_or(10).max(1));
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("tesk/", env!("CARGO_PKG_VERSION")))
-            .tls_backend_preconfigured(tls::client_config(
-                options.ca_file.as_deref(),
-                rustls::ALL_VERSIONS,
-            )?)
-            // Parallel ranges are to have connections of their own.
-            .http1_only()
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .retry(reqwest::retry::never())
-            .connect_timeout(timeout)
-            .pool_idle_timeout(Duration::from_secs(30))
-            .tcp_keepalive(Duration::from_secs(30));
+        let mut builder =
+            client::builder(options.ca_file.as_deref(), options.connect_timeout_secs)?;
         let mut proxy_host = None;
         builder = match options.proxy.as_deref() {
             None => builder.no_proxy(),

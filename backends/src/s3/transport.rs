@@ -1,7 +1,5 @@
 //! The connection to the server: one HTTP client per entry, and OpenDAL's view of it.
 
-use std::time::Duration;
-
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, RANGE};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use opendal::raw::oio::ReadStream as _;
@@ -11,7 +9,7 @@ use tesk_core::storage::{ConfigError, Error, ErrorKind, StorageUrl};
 
 use super::options::Options;
 use super::reply::{self, MAX_REFUSAL, Refusal};
-use crate::tls;
+use crate::client;
 
 /// The metadata services of clouds, which no proxy reaches.
 const METADATA: &str = "169.254.169.254,169.254.170.2,169.254.170.23,fd00:ec2::254,fd00:ec2::23";
@@ -20,21 +18,7 @@ const CONTENT_MD5: HeaderName = HeaderName::from_static("content-md5");
 
 /// The client of an entry. It follows no redirect: a signed request is for one server.
 pub(super) fn client(options: &Options) -> Result<reqwest::Client, ConfigError> {
-    let timeout = Duration::from_secs(options.connect_timeout_secs.unwrap_or(10).max(1));
-    let builder = reqwest::Client::builder()
-        .user_agent(concat!("tesk/", env!("CARGO_PKG_VERSION")))
-        .tls_backend_preconfigured(tls::client_config(
-            options.ca_file.as_deref(),
-            rustls::DEFAULT_VERSIONS,
-        )?)
-        // Parallel parts and ranges are to have connections of their own.
-        .http1_only()
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        .retry(reqwest::retry::never())
-        .connect_timeout(timeout)
-        .pool_idle_timeout(Duration::from_secs(30))
-        .tcp_keepalive(Duration::from_secs(30));
+    let builder = client::builder(options.ca_file.as_deref(), options.connect_timeout_secs)?;
     let builder = match options.proxy.as_deref() {
         None => builder.no_proxy(),
         Some("environment") => builder,
