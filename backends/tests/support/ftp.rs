@@ -7,14 +7,17 @@
 )]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
 use libunftp::ServerBuilder;
+use libunftp::options::Binder;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use unftp_core::auth::{AuthenticationError, Authenticator, Credentials, Principal};
 use unftp_sbe_fs::Filesystem;
 
@@ -47,6 +50,48 @@ impl Authenticator for OnlyMe {
     }
 }
 
+/// The ports for data connections to one server, taken in turn.
+///
+/// Left to itself, the server takes one by chance, and closes the control connection if another
+/// session has the same just then.
+#[derive(Clone, Debug)]
+struct DataPorts {
+    first: u16,
+    next: Arc<AtomicU16>,
+}
+
+impl DataPorts {
+    const COUNT: u16 = 700;
+
+    /// Below those that the kernel hands out: no client of another server, with or without
+    /// encryption, ever meets this one.
+    fn of_a_new_server() -> Self {
+        static SERVERS: AtomicU16 = AtomicU16::new(0);
+        Self {
+            first: 10_000 + Self::COUNT * (SERVERS.fetch_add(1, Ordering::Relaxed) % 30),
+            next: Arc::default(),
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Binder for DataPorts {
+    async fn bind(&mut self, here: IpAddr, _: RangeInclusive<u16>) -> io::Result<TcpSocket> {
+        let mut bound = Err(io::ErrorKind::AddrInUse.into());
+        for _ in 0..Self::COUNT {
+            let port = self.first + self.next.fetch_add(1, Ordering::Relaxed) % Self::COUNT;
+            let socket = TcpSocket::new_v4()?;
+            // One that was in use a moment ago will do.
+            socket.set_reuseaddr(true)?;
+            bound = socket.bind((here, port).into()).map(|()| socket);
+            if bound.is_ok() {
+                break;
+            }
+        }
+        bound
+    }
+}
+
 impl FtpServer {
     /// Without encryption.
     pub(crate) async fn start() -> Self {
@@ -68,11 +113,7 @@ impl FtpServer {
         let keys = encrypted.then(|| certificate(root.path()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        // Data ports of its own, below those that the kernel hands out: no client of another
-        // server, with or without encryption, ever meets this one.
-        static SERVERS: AtomicU16 = AtomicU16::new(0);
-        let first = 10_000 + 700 * (SERVERS.fetch_add(1, Ordering::Relaxed) % 30);
-        let data_ports = first..=first + 699;
+        let data_ports = DataPorts::of_a_new_server();
         let connections = Arc::<AtomicUsize>::default();
         let files = root.path().join("files");
         std::fs::create_dir(&files).unwrap();
@@ -85,8 +126,7 @@ impl FtpServer {
                 count.fetch_add(1, Ordering::Relaxed);
                 let files = files.clone();
                 let files = move || Filesystem::new(files.clone()).unwrap();
-                let mut server =
-                    ServerBuilder::new(Box::new(files)).passive_ports(data_ports.clone());
+                let mut server = ServerBuilder::new(Box::new(files)).binder(data_ports.clone());
                 if password {
                     server = server.authenticator(Arc::new(OnlyMe));
                 }
@@ -178,13 +218,13 @@ pub(crate) fn gateway(server: SocketAddr, proxy: SocketAddr) -> SocketAddr {
     address
 }
 
-async fn through(proxy: SocketAddr, port: u16) -> std::io::Result<TcpStream> {
+async fn through(proxy: SocketAddr, port: u16) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(proxy).await?;
     stream.write_u16(port).await?;
     Ok(stream)
 }
 
-async fn control(client: TcpStream, port: u16, proxy: SocketAddr) -> std::io::Result<()> {
+async fn control(client: TcpStream, port: u16, proxy: SocketAddr) -> io::Result<()> {
     let server = through(proxy, port).await?;
     let (mut from_client, mut to_client) = client.into_split();
     let (from_server, mut to_server) = server.into_split();
@@ -209,7 +249,7 @@ async fn control(client: TcpStream, port: u16, proxy: SocketAddr) -> std::io::Re
 }
 
 /// A port for one data connection to the server's port `port`.
-async fn data(port: u16, proxy: SocketAddr) -> std::io::Result<u16> {
+async fn data(port: u16, proxy: SocketAddr) -> io::Result<u16> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let here = listener.local_addr()?.port();
     tokio::spawn(async move {
