@@ -68,6 +68,8 @@ pub(super) struct Site {
     tended: AtomicBool,
     /// Directories that are there.
     directories: Mutex<HashSet<String>>,
+    /// Held by the one that makes directories: those who want the same ones find them made.
+    pub(super) making: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -121,6 +123,7 @@ impl Pool {
                 idle: Mutex::default(),
                 tended: AtomicBool::new(false),
                 directories: Mutex::default(),
+                making: tokio::sync::Mutex::default(),
             })
         });
         site.clone()

@@ -175,7 +175,12 @@ async fn rename_once(
 
 /// Makes the directory `path` and those it is in.
 pub(super) async fn make_directory(lease: &mut Lease, url: &StorageUrl, path: &str) -> Result<()> {
+    if lease.site.knows_directory(path) {
+        return Ok(());
+    }
     let message = "its directory cannot be made";
+    let site = lease.site.clone();
+    let _alone = site.making.lock().await;
     let mut missing = Vec::new();
     let mut at = path;
     while !lease.site.knows_directory(at) {

@@ -384,6 +384,16 @@ async fn a_full_disk_is_told_whenever_the_server_notices() {
 }
 
 #[tokio::test]
+async fn a_directory_that_many_want_is_made_once() {
+    let server = with_file(|_, _| None).await;
+    let at = url(&server.url("/a/b/c"));
+    let storage = registry(ENTRY).unwrap().route(&at).unwrap();
+    let made = (0..8).map(|_| storage.make_directory(&at));
+    futures_util::future::try_join_all(made).await.unwrap();
+    assert_eq!(server.count("MKD "), 3, "{:?}", server.commands());
+}
+
+#[tokio::test]
 async fn an_upload_that_arrived_short_is_not_given_its_name() {
     let server = Scripted::start(|command, _| match command.split(' ').next() {
         Some("STOR") => Act::Take("150 go".into(), "226 done".into()),
