@@ -151,6 +151,10 @@ impl From<StoreError> for ApiError {
                 tracing::error!(detail, "the task store is not available");
                 Self::unavailable("the task store is not available at present")
             }
+            StoreError::Full(detail) => {
+                tracing::error!(detail, "the task store has no room");
+                Self::unavailable("there is no room for another task at present")
+            }
             StoreError::Conflict | StoreError::Corrupt(_) => Self::internal(error),
         }
     }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::compute::directory::{Directory, Order, Status, started_ticks};
 use super::container::Containers;
 use super::inherited;
+use super::remove::remove_tree;
 use super::runtime::Runtime;
 use super::sandbox::Sandbox;
 use crate::plan;
@@ -40,8 +41,8 @@ pub fn main(directory: &Path, engine: impl FnOnce() -> Result<Engine, String>) -
     match start(directory, engine) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Standard error is the attempt's log, whose last line becomes the reason.
-            eprintln!("{error}");
+            // The last line of the log becomes the reason.
+            say(&error);
             ExitCode::FAILURE
         }
     }
@@ -83,8 +84,8 @@ fn start(directory: &Path, engine: impl FnOnce() -> Result<Engine, String>) -> R
         };
         let report = attempt.run().await;
         attempt
-            .directory
-            .set_report(&report)
+            .write(&report)
+            .await
             .map_err(|error| format!("cannot write the report: {error}"))
     })?;
     // Transfers that were given up may still sit in blocking calls.
@@ -174,6 +175,17 @@ impl Attempt {
             started: status.started,
             ended: Timestamp::now(),
         }
+    }
+
+    /// Writes the report. Nothing else is wanted any more: if the disk is full, the task's files
+    /// make room.
+    async fn write(&self, report: &Report) -> std::io::Result<()> {
+        let written = self.directory.set_report(report);
+        if !matches!(&written, Err(error) if is_full(error)) {
+            return written;
+        }
+        remove_tree(&self.directory.scratch(), &self.order.runtime).await?;
+        self.directory.set_report(report)
     }
 
     async fn work(&self, stop: &CancellationToken) -> (Outcome, Vec<crate::tes::OutputFileLog>) {
@@ -323,8 +335,8 @@ impl Attempt {
         let mut status = self.status();
         change(&mut status);
         if let Err(error) = self.directory.set_status(&status) {
-            // The report comes all the same; if the disk is full it says so then.
-            eprintln!("cannot write the status: {error}");
+            // The report comes all the same.
+            say(&format_args!("cannot write the status: {error}"));
         }
         // The engine may be gone; the one that comes next looks by itself.
         let mut engine = std::io::stdout();
@@ -334,6 +346,16 @@ impl Attempt {
     fn status(&self) -> MutexGuard<'_, Status> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Writes to standard error, which is the attempt's log. A log on a full disk does without.
+pub(super) fn say(message: &dyn std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{message}");
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
 /// The share of each of an executor's two streams in [`TAILS`].

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::attempt::{ExecutorEnd, NotStarted};
+use super::attempt::{ExecutorEnd, NotStarted, say};
 use super::compute::directory::Order;
 use super::runtime::{Engine, EngineKind};
 use crate::plan::{OutputSource, PlannedExecutor, glob::Pattern};
@@ -370,7 +370,7 @@ impl<'a> Containers<'a> {
     /// Removes a container, whatever it does.
     async fn remove(&self, name: &str) {
         if let Err(error) = self.engine.remove(&[name]).await {
-            eprintln!("cannot remove the container {name}: {error}");
+            say(&format_args!("cannot remove the container {name}: {error}"));
         }
     }
 

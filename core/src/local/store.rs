@@ -6,6 +6,7 @@
 //! (write-ahead log).
 
 mod query;
+mod reserve;
 mod schema;
 mod watch;
 mod writer;
@@ -24,6 +25,7 @@ use futures_util::stream::BoxStream;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use self::reserve::Reserve;
 use self::watch::Watchers;
 use self::writer::{Operation, Writer};
 use crate::scheduler::store::{
@@ -157,7 +159,8 @@ impl SqliteStore {
             database: database.clone(),
         });
         let (operations, queue) = mpsc::channel(QUEUE);
-        let writer = Writer::new(connection, Arc::clone(&shared));
+        let reserve = Reserve::open(directory).map_err(io(directory))?;
+        let writer = Writer::new(connection, Arc::clone(&shared), reserve);
         std::thread::Builder::new()
             .name("task-store".to_owned())
             .spawn(move || writer.run(queue))
@@ -443,8 +446,9 @@ fn to_json<T: serde::Serialize + ?Sized>(value: &T) -> Result<String, StoreError
 /// SQLite's trouble in the words of the store.
 #[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
 fn failed(error: rusqlite::Error) -> StoreError {
-    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    use rusqlite::ErrorCode::{DatabaseCorrupt, DiskFull, NotADatabase};
     match error.sqlite_error_code() {
+        Some(DiskFull) => StoreError::Full(error.to_string()),
         Some(DatabaseCorrupt | NotADatabase) => StoreError::Corrupt(error.to_string()),
         _ => StoreError::Unavailable(error.to_string()),
     }

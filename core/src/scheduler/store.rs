@@ -177,6 +177,9 @@ pub enum StoreError {
     /// The store is not there or cannot write at present.
     #[error("the task store is not available: {0}")]
     Unavailable(String),
+    /// There is no room for another record at present.
+    #[error("the task store has no room: {0}")]
+    Full(String),
     /// What is stored cannot be read.
     #[error("the task store holds data that cannot be read: {0}")]
     Corrupt(String),

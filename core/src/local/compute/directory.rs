@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `lock` | | locked, shared, as long as anything of the attempt runs |
 //! | `order.json` | engine | what to do; it holds passwords, so nobody else may read it |
-//! | `cancel` | engine | seconds of grace |
+//! | `cancel` | engine | seconds of grace, as the target of a symlink |
 //! | `status.json` | attempt | how far it is; replaced as a whole |
 //! | `report.json` | attempt | how it ended; on disk before the attempt ends |
 //! | `log` | attempt | its own messages |
@@ -176,14 +176,19 @@ impl Directory {
     /// The grace of a cancel, and how long ago it was asked for.
     pub(in crate::local) fn cancel(&self) -> Option<(Duration, Duration)> {
         let path = self.0.join("cancel");
-        let asked = path.metadata().ok()?.modified().ok()?;
-        let grace = fs::read_to_string(path).ok()?.trim().parse().ok()?;
+        let asked = path.symlink_metadata().ok()?.modified().ok()?;
+        let grace = fs::read_link(path).ok()?.to_str()?.parse().ok()?;
         let ago = asked.elapsed().unwrap_or_default();
         Some((Duration::from_secs_f64(f64::max(grace, 0.0)), ago))
     }
 
+    /// Asks for a cancel, unless that was done before.
     pub(super) fn set_cancel(&self, grace: Duration) -> io::Result<()> {
-        self.put("cancel", grace.as_secs_f64().to_string().as_bytes(), false)
+        // A short link takes no space of its own: it can be made when the disk is full.
+        match std::os::unix::fs::symlink(grace.as_secs_f64().to_string(), self.0.join("cancel")) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made,
+        }
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {

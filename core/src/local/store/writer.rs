@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::query::{self, HEADS};
+use super::reserve::Reserve;
 use super::{Shared, corrupt, failed, schema};
 use crate::scheduler::store::{Created, NewTask, StoreError, Update};
 use crate::scheduler::{Head, TaskId};
@@ -56,22 +57,30 @@ struct Effects {
 pub(super) struct Writer {
     connection: Connection,
     shared: Arc<Shared>,
+    reserve: Reserve,
 }
 
 impl Writer {
-    pub(super) fn new(connection: Connection, shared: Arc<Shared>) -> Self {
-        Self { connection, shared }
+    pub(super) fn new(connection: Connection, shared: Arc<Shared>, reserve: Reserve) -> Self {
+        Self {
+            connection,
+            shared,
+            reserve,
+        }
     }
 
     /// Works until every sender is gone and the queue is empty.
-    pub(super) fn run(self, mut queue: mpsc::Receiver<Operation>) {
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Operation>) {
         let mut batch = Vec::with_capacity(BATCH);
         while queue.blocking_recv_many(&mut batch, BATCH) > 0 {
             self.commit(batch.drain(..));
         }
     }
 
-    fn commit(&self, batch: impl Iterator<Item = Operation>) {
+    fn commit(&mut self, batch: impl Iterator<Item = Operation>) {
+        if self.reserve.is_spent() {
+            self.reserve.restore();
+        }
         let mut effects = Effects::default();
         let mut pending = Vec::new();
         let begun = self.connection.execute_batch("BEGIN IMMEDIATE");
@@ -88,6 +97,10 @@ impl Writer {
         }
         if let Err(error) = &fate {
             tracing::error!(%error, "the task store could not commit");
+            // What failed is tried again, and then has the room.
+            if matches!(error, StoreError::Full(_)) && self.reserve.give_up() {
+                tracing::error!("the disk is full: no task is taken until there is room");
+            }
         } else {
             for (from, to) in effects.moves {
                 self.shared.counts.moved(from, to);
@@ -193,6 +206,9 @@ impl Writer {
         secrets: Option<&str>,
         effects: &mut Effects,
     ) -> Result<Created, StoreError> {
+        if self.reserve.is_spent() {
+            return Err(StoreError::Full("no space is left".to_owned()));
+        }
         let now = Timestamp::now();
         let user = &task.owner.user;
         if let Some(idempotency) = &task.idempotency {
@@ -426,6 +442,7 @@ fn again(error: &StoreError) -> StoreError {
     match error {
         StoreError::Corrupt(text) => StoreError::Corrupt(text.clone()),
         StoreError::Unavailable(text) => StoreError::Unavailable(text.clone()),
+        StoreError::Full(text) => StoreError::Full(text.clone()),
         other => StoreError::Unavailable(other.to_string()),
     }
 }
