@@ -10,6 +10,8 @@ mod integration {
     pub(crate) mod harness;
     /// Executors in containers.
     pub(crate) mod podman;
+    /// The loop that decides.
+    pub(crate) mod scheduler;
     /// The SQLite store.
     pub(crate) mod store;
     /// Tasks from end to end, on this machine itself.
@@ -19,7 +21,7 @@ mod integration {
 use std::path::Path;
 use std::process::ExitCode;
 
-use integration::{crash, harness, podman, store, tasks};
+use integration::{crash, harness, podman, scheduler, store, tasks};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tesk_core::local::{attempt, sandbox};
 
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         _ => {}
     }
     let mut trials = store::trials();
+    trials.extend(scheduler::trials());
     trials.extend(tasks::trials());
     trials.extend(crash::trials());
     trials.extend(podman::trials());

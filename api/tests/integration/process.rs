@@ -674,7 +674,10 @@ fn an_input_that_fills_the_disk_is_named() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(task["state"], "SYSTEM_ERROR", "{task}");
     let said = task["logs"][0]["system_logs"].to_string();
-    assert!(said.contains("inputs[0]") && said.contains("space"), "{said}");
+    assert!(
+        said.contains("inputs[0]") && said.contains("space"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -5,11 +5,12 @@
 //! the same task, and any number for different ones, so that no task waits for another.
 
 use std::collections::{BTreeSet, HashMap};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -190,10 +191,9 @@ impl Loop {
                     Some(attempt) => self.look(&attempt.task),
                     None => attempts = self.watch_attempts().await,
                 },
-                Some(result) = self.steps.join_next(), if !self.steps.is_empty() => match result {
-                    Ok((id, result)) => self.step_done(&id, result),
-                    Err(error) => tracing::error!(%error, "a step of the scheduler broke off"),
-                },
+                Some(Ok((id, result))) = self.steps.join_next(), if !self.steps.is_empty() => {
+                    self.step_done(&id, result);
+                }
                 () = tokio::time::sleep(timer) => self.timers_due(),
                 _ = poll.tick() => self.look_at_active(),
                 _ = sweep.tick(), if sweeping.is_empty() => {
@@ -331,8 +331,10 @@ impl Loop {
         let (store, compute) = (Arc::clone(&self.store), Arc::clone(&self.compute));
         let (settings, id) = (Arc::clone(&self.settings), id.clone());
         self.steps.spawn(async move {
-            let result = step(&*store, &*compute, &settings, &id, admission).await;
-            (id, result)
+            let step = step(&*store, &*compute, &settings, &id, admission);
+            // Nothing is half done that the next step does not look at anew.
+            let result = AssertUnwindSafe(step).catch_unwind().await;
+            (id, result.unwrap_or(Err(StepError::Panic)))
         });
     }
 

@@ -25,6 +25,8 @@ pub(super) enum StepError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Compute(#[from] ComputeError),
+    #[error("a fault of this program; its log has the place")]
+    Panic,
 }
 
 /// Looks at a task, decides, and does what was decided, until nothing is left to be done now.

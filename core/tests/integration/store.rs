@@ -59,7 +59,7 @@ async fn reopen(directory: &Path) -> Result<SqliteStore> {
     anyhow::bail!("the store is not closed")
 }
 
-fn task(id: TaskId) -> NewTask {
+pub(super) fn task(id: TaskId) -> NewTask {
     NewTask {
         id,
         owner: Owner::default(),

@@ -1,0 +1,158 @@
+//! The scheduler's loop over a compute side that does what a test wants.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use futures_util::future::try_join_all;
+use futures_util::stream::BoxStream;
+use libtest_mimic::Trial;
+use tesk_core::local::SqliteStore;
+use tesk_core::plan::Plan;
+use tesk_core::scheduler::compute::{ComputeError, Outcome, Phase};
+use tesk_core::scheduler::{
+    AttemptId, Compute, Observed, Refusal, Report, Scheduler, Settings, TaskId, TaskStore,
+};
+use tesk_core::tes::State;
+use tesk_core::time::Timestamp;
+use tokio::sync::mpsc;
+
+use super::store::task;
+use crate::trials;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials![
+        "scheduler":
+        a_step_that_panics_is_tried_again,
+        ten_thousand_tasks_wait_their_turn,
+    ]
+}
+
+/// Attempts that complete as soon as they are looked at a second time.
+#[derive(Debug, Default)]
+struct Instantly {
+    looks: Mutex<HashMap<AttemptId, usize>>,
+    started: AtomicUsize,
+    /// Attempts that were there at once, at most.
+    most: AtomicUsize,
+    panics: AtomicUsize,
+    hints: Mutex<Vec<mpsc::UnboundedSender<AttemptId>>>,
+}
+
+impl Instantly {
+    fn hint(&self, attempt: &AttemptId) {
+        let mut hints = self.hints.lock().unwrap();
+        hints.retain(|sender| sender.send(attempt.clone()).is_ok());
+    }
+}
+
+#[async_trait]
+impl Compute for Instantly {
+    async fn submit(&self, attempt: &AttemptId, _: &Plan) -> Result<(), Refusal> {
+        let left = self
+            .panics
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        assert!(left.is_err(), "this is what the test wants");
+        let mut looks = self.looks.lock().unwrap();
+        if looks.insert(attempt.clone(), 0).is_none() {
+            self.started.fetch_add(1, Ordering::SeqCst);
+        }
+        self.most.fetch_max(looks.len(), Ordering::SeqCst);
+        drop(looks);
+        self.hint(attempt);
+        Ok(())
+    }
+
+    async fn observe(&self, attempt: &AttemptId) -> Result<Observed, ComputeError> {
+        let mut observed = Observed::absent();
+        if let Some(looks) = self.looks.lock().unwrap().get_mut(attempt) {
+            *looks += 1;
+            let now = Timestamp::now();
+            observed.started = Some(now);
+            observed.phase = Phase::Finished(Box::new(Report {
+                outcome: Outcome::Complete,
+                executors: Vec::new(),
+                outputs: Vec::new(),
+                notes: Vec::new(),
+                started: now,
+                ended: now,
+            }));
+        }
+        Ok(observed)
+    }
+
+    async fn watch(&self) -> Result<BoxStream<'static, AttemptId>, ComputeError> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.hints.lock().unwrap().push(sender);
+        let next = |mut receiver: mpsc::UnboundedReceiver<_>| async move {
+            Some((receiver.recv().await?, receiver))
+        };
+        Ok(futures_util::stream::unfold(receiver, next).boxed())
+    }
+
+    async fn cancel(&self, _: &AttemptId, _: Duration) -> Result<(), ComputeError> {
+        Ok(())
+    }
+
+    async fn remove(&self, attempt: &AttemptId) -> Result<(), ComputeError> {
+        self.looks.lock().unwrap().remove(attempt);
+        Ok(())
+    }
+
+    async fn attempts(&self) -> Result<Vec<AttemptId>, ComputeError> {
+        Ok(self.looks.lock().unwrap().keys().cloned().collect())
+    }
+}
+
+/// Waits until `count` tasks are complete.
+async fn completed(store: &SqliteStore, count: u64, limit: Duration) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let counts: HashMap<_, _> = store.counts().await?.into_iter().collect();
+        if counts.get(&State::Complete) == Some(&count) {
+            return Ok(());
+        }
+        ensure!(begun.elapsed() < limit, "after {limit:?}: {counts:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn a_step_that_panics_is_tried_again() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let store = SqliteStore::open(directory.path())?;
+    let compute = Arc::new(Instantly {
+        panics: AtomicUsize::new(2),
+        ..Instantly::default()
+    });
+    store.create(task(TaskId::random())).await?;
+    let settings = Settings::default();
+    let scheduler = Scheduler::start(Arc::new(store.clone()), compute.clone(), settings);
+    completed(&store, 1, Duration::from_secs(20)).await?;
+    ensure!(compute.started.load(Ordering::SeqCst) == 1);
+    scheduler.stop().await;
+    Ok(())
+}
+
+async fn ten_thousand_tasks_wait_their_turn() -> Result<()> {
+    const TASKS: usize = 10_000;
+    let directory = tempfile::tempdir()?;
+    let store = SqliteStore::open(directory.path())?;
+    let compute = Arc::new(Instantly::default());
+    let created = (0..TASKS).map(|_| store.create(task(TaskId::random())));
+    try_join_all(created).await.context("creating")?;
+    let settings = Settings {
+        max_active: 50,
+        ..Settings::default()
+    };
+    let scheduler = Scheduler::start(Arc::new(store.clone()), compute.clone(), settings);
+    completed(&store, TASKS as u64, Duration::from_secs(120)).await?;
+    ensure!(compute.started.load(Ordering::SeqCst) == TASKS);
+    let most = compute.most.load(Ordering::SeqCst);
+    ensure!((2..=50).contains(&most), "{most} at once");
+    scheduler.stop().await;
+    Ok(())
+}
