@@ -82,9 +82,13 @@ impl UsersFile {
     /// Looks at the file again every two seconds, for ever. A file that cannot be read leaves
     /// the users as they were.
     pub async fn follow(&self) {
+        let mut seen = self.users().mark;
         loop {
             tokio::time::sleep(Duration::from_secs(2)).await;
-            if mark(&self.path) != self.users().mark {
+            let now = mark(&self.path);
+            // One that cannot be read is said once.
+            if now != seen {
+                seen = now;
                 self.reload();
             }
         }
@@ -156,11 +160,7 @@ impl Users {
         let mut names = HashSet::new();
         for user in entries {
             let name = user.name;
-            if name.is_empty() || name.contains(':') || name.chars().any(char::is_control) {
-                return Err(format!(
-                    "user name {name:?}: must not be empty, nor hold a colon or control characters"
-                ));
-            }
+            check_name(&name)?;
             if !names.insert(name.clone()) {
                 return Err(format!("user `{name}` is there twice"));
             }
@@ -192,6 +192,16 @@ impl Users {
         }
         Ok(users)
     }
+}
+
+/// Whether a user can have this name: what HTTP's Basic scheme can carry (RFC 7617).
+pub fn check_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.contains(':') || name.chars().any(char::is_control) {
+        return Err(format!(
+            "user name {name:?}: must not be empty, nor hold a colon or control characters"
+        ));
+    }
+    Ok(())
 }
 
 /// Bytes as lower-case hex digits, as a users file has them.

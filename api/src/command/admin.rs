@@ -34,12 +34,14 @@ impl Auth {
     pub(super) fn execute(self) -> Outcome {
         match self {
             Self::Token { user } => {
+                users::check_name(&user)?;
                 let token = users::hex(&rand::random::<[u8; 32]>());
                 eprintln!("token: {token}");
                 let digest = users::hex(&users::token_digest(&token));
                 print(&entry(&user, &format!("tokens = [{digest:?}]")))
             }
             Self::Hash { user } => {
+                users::check_name(&user)?;
                 if std::io::stdin().is_terminal() {
                     eprintln!("password (it will be shown):");
                 }

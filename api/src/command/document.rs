@@ -18,6 +18,10 @@ pub(super) fn read(file: &Path) -> Result<Vec<u8>, String> {
         text = std::fs::read(file)
             .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
     }
+    // As editors on Windows write it; it is no part of the document.
+    if text.starts_with(b"\xef\xbb\xbf") {
+        text.drain(..3);
+    }
     Ok(text)
 }
 

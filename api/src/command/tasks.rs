@@ -342,8 +342,8 @@ async fn wait_for(
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(Failure::Error(format!(
-                "{} tasks have not ended in time",
-                ids.len()
+                "not ended in time: {}",
+                ids.join(", ")
             )));
         }
         sleep(POLL).await;

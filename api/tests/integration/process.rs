@@ -513,6 +513,15 @@ fn credentials_that_auth_makes_open_the_server() {
     }
 }
 
+#[test]
+fn auth_makes_no_entry_that_the_users_file_would_refuse() {
+    for user in ["", "a:b", "a\nb"] {
+        let output = run(tesk().args(["auth", "token", user]));
+        assert!(!output.status.success() && output.stdout.is_empty());
+        assert!(text(&output.stderr).contains("must not be empty, nor hold a colon"));
+    }
+}
+
 /// A server that answers every connection with what `reply` makes of its request line, until
 /// the test ends.
 fn hostile_server(reply: impl Fn(&str) -> (u16, Value) + Send + 'static) -> String {

@@ -94,8 +94,9 @@ impl Queue {
         }
         if needs.memory > capacity.memory {
             return Room::Never(format!(
-                "the task asks for {} bytes of memory; this machine has {}",
-                needs.memory, capacity.memory
+                "the task asks for {} of memory; this machine has {}",
+                gib(needs.memory),
+                gib(capacity.memory)
             ));
         }
         let fits = self.used.cores + needs.cores <= capacity.cores
@@ -145,6 +146,11 @@ impl Queue {
             self.users.remove(name);
         }
     }
+}
+
+/// Bytes in the unit of `ram_gb`.
+fn gib(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / 1_073_741_824.0)
 }
 
 #[cfg(test)]

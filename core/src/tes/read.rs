@@ -60,6 +60,8 @@ mod most {
 /// Reads a document. An error is one of syntax, where nesting beyond 128 levels counts as
 /// such, or one of a document of too many parts.
 pub(super) fn read(body: &[u8]) -> Result<Draft, Rejection> {
+    // RFC 8259, section 8.1: a reader may ignore a byte order mark.
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     if body.trim_ascii().is_empty() {
         return Err(Rejection::Syntax(
             "a task in JSON is needed, but the body is empty".into(),

@@ -193,6 +193,14 @@ fn has_null(value: &Value) -> bool {
     }
 }
 
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_document() {
+    let text = json!({"executors": [{"image": "i", "command": ["c"]}]}).to_string();
+    let marked = [b"\xef\xbb\xbf", text.as_bytes()].concat();
+    let read = |body: &[u8]| accept(body, &rules()).map(|accepted| accepted.task);
+    assert_eq!(read(&marked).unwrap(), read(text.as_bytes()).unwrap());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
