@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tesk_core::storage::ConfigError;
+use tesk_core::storage::{ConfigError, Error, ErrorKind, StorageUrl};
 
 use crate::tls;
 
@@ -24,4 +24,31 @@ pub(crate) fn builder(
         .connect_timeout(timeout)
         .pool_idle_timeout(Duration::from_secs(30))
         .tcp_keepalive(Duration::from_secs(30)))
+}
+
+/// A request that failed before there was a reply, or in the middle of it.
+pub(crate) fn disconnected(url: &StorageUrl, error: &reqwest::Error) -> Error {
+    let message = if error.is_connect() {
+        "no connection to the server"
+    } else {
+        "the connection failed"
+    };
+    let mut why = String::new();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let tls = inner
+            .downcast_ref::<std::io::Error>()
+            .and_then(|e| e.get_ref());
+        if let Some(tls @ rustls::Error::InvalidCertificate(_)) = tls
+            .and_then(|e| e.downcast_ref())
+            .or_else(|| inner.downcast_ref())
+        {
+            let message = format!("the server's certificate is not trusted: {tls}");
+            return Error::new(ErrorKind::Unavailable, url, message).with_retryable(false);
+        }
+        why = format!(": {inner}");
+        cause = inner.source();
+    }
+    // The innermost cause says it all, and knows no address.
+    Error::new(ErrorKind::Unavailable, url, format!("{message}{why}"))
 }

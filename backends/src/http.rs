@@ -48,6 +48,7 @@ use tesk_core::storage::{
 
 use self::client::Client;
 pub use self::options::Options;
+pub use crate::secret::Value;
 
 /// Builds [`Http`]s: `type = "http"`.
 #[derive(Clone, Copy, Debug)]

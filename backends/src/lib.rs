@@ -1,6 +1,7 @@
 //! The storage backends that come with `tesk`, one cargo feature each.
 //!
 //! - [`ftp`] (feature `ftp`): FTP servers, plain and with TLS, `ftp:` and `ftps:`.
+//! - [`opendal`] (feature `opendal` and one for each service): what else OpenDAL knows.
 //! - [`pvc`] (feature `pvc`): a mounted directory, addressed by `file:` URLs.
 //! - [`http`] (feature `http`): web servers, `http:` and `https:`.
 //! - [`s3`] (feature `s3`): object stores, `s3:`.
@@ -9,7 +10,7 @@
 //! [`with`](tesk_core::storage::RegistryBuilder::with), and builds a registry from the
 //! `[[storage]]` entries of its configuration.
 
-#[cfg(any(feature = "http", feature = "s3"))]
+#[cfg(any(feature = "http", feature = "opendal", feature = "s3"))]
 mod client;
 #[cfg(feature = "ftp")]
 pub mod ftp;
@@ -19,13 +20,15 @@ pub mod http;
 pub mod netrc;
 #[cfg(any(feature = "ftp", feature = "http"))]
 mod network;
+#[cfg(feature = "opendal")]
+pub mod opendal;
 #[cfg(feature = "pvc")]
 pub mod pvc;
 #[cfg(feature = "s3")]
 pub mod s3;
-#[cfg(any(feature = "ftp", feature = "http", feature = "s3"))]
+#[cfg(any(feature = "ftp", feature = "http", feature = "opendal", feature = "s3"))]
 mod secret;
-#[cfg(any(feature = "ftp", feature = "http", feature = "s3"))]
+#[cfg(any(feature = "ftp", feature = "http", feature = "opendal", feature = "s3"))]
 mod tls;
 
 use tesk_core::storage::registry::Prefixes;
@@ -38,6 +41,8 @@ pub fn builtin() -> RegistryBuilder {
     let builder = builder.with("ftp", ftp::FtpFactory);
     #[cfg(feature = "http")]
     let builder = builder.with("http", http::HttpFactory);
+    #[cfg(feature = "opendal")]
+    let builder = builder.with("opendal", opendal::OpenDalFactory);
     #[cfg(feature = "pvc")]
     let builder = builder.with("pvc", pvc::PvcFactory);
     #[cfg(feature = "s3")]

@@ -1,8 +1,9 @@
 //! Secrets by reference: a configuration names a file or an environment variable, never the
 //! secret itself.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use tesk_core::storage::ConfigError;
 
 /// Reads the secret that a configuration refers to by `{key}_file` or `{key}_env`; both are an
@@ -29,5 +30,35 @@ pub(crate) fn read(
                 "{key}: the environment variable `{name}` is not set"
             ))),
         },
+    }
+}
+
+/// A text, or where it is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Value {
+    /// The text itself.
+    Text(String),
+    /// In a file.
+    File {
+        /// Its path.
+        file: PathBuf,
+    },
+    /// In an environment variable.
+    Env {
+        /// Its name.
+        env: String,
+    },
+}
+
+impl Value {
+    /// The text. Line ends at its end are cut where it is in a file.
+    pub(crate) fn read(&self, key: &str) -> Result<String, ConfigError> {
+        let text = match self {
+            Self::Text(text) => return Ok(text.clone()),
+            Self::File { file } => read(key, Some(file), None)?,
+            Self::Env { env } => read(key, None, Some(env))?,
+        };
+        Ok(text.unwrap_or_default())
     }
 }

@@ -49,7 +49,7 @@ fn the_example_is_the_default() {
 fn the_example_is_valid_with_every_optional_key_too() {
     let config = load(&uncommented(), &[]).unwrap();
     assert_eq!(config.limits.max_cpu_cores, Some(64));
-    assert_eq!(config.storage.len(), 4);
+    assert_eq!(config.storage.len(), 5);
 }
 
 /// The keys that `T` knows: those it names when it meets one that it does not know.

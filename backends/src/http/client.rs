@@ -8,7 +8,7 @@ use reqwest::{Method, Response, StatusCode, Url};
 use tesk_core::storage::{ByteRange, ConfigError, Error, ErrorKind, Result, Source, StorageUrl};
 
 use super::address::{CheckedResolver, check_host};
-use super::options::{self, Options};
+use super::options::Options;
 use crate::netrc::Netrc;
 use crate::network::{Networks, Refused};
 use crate::{client, secret};
@@ -285,14 +285,10 @@ fn headers(options: &Options) -> Result<HeaderMap, ConfigError> {
     let mut headers = HeaderMap::new();
     for (name, value) in &options.headers {
         let key = format!("headers.{name}");
-        let value = match value {
-            options::Value::Text(text) => Some(text.clone()),
-            options::Value::File { file } => secret::read(&key, Some(file), None)?,
-            options::Value::Env { env } => secret::read(&key, None, Some(env))?,
-        };
+        let value = value.read(&key)?;
         let unusable = || ConfigError(format!("{key}: is no valid header"));
         let name = HeaderName::try_from(name.as_str()).map_err(|_| unusable())?;
-        let mut value = HeaderValue::try_from(value.unwrap_or_default()).map_err(|_| unusable())?;
+        let mut value = HeaderValue::try_from(value).map_err(|_| unusable())?;
         value.set_sensitive(true);
         headers.insert(name, value);
     }

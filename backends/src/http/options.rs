@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::netrc;
+use crate::secret::Value;
 
 /// The keys of a `[[storage]]` entry with `type = "http"`.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -41,22 +42,4 @@ pub struct Options {
     pub deny_networks: Vec<String>,
     /// Networks that are reached whatever else forbids them.
     pub allow_networks: Vec<String>,
-}
-
-/// A text, or where it is.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-pub enum Value {
-    /// The text itself.
-    Text(String),
-    /// In a file.
-    File {
-        /// Its path.
-        file: PathBuf,
-    },
-    /// In an environment variable.
-    Env {
-        /// Its name.
-        env: String,
-    },
 }

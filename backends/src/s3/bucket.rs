@@ -19,7 +19,8 @@ use super::address::is_label;
 use super::credentials::{Identity, context};
 use super::reply::{MAX_REFUSAL, Refusal};
 use super::settings::Settings;
-use super::transport::{Transport, disconnected, unsigned};
+use super::transport::{Transport, unsigned};
+use crate::client::disconnected;
 
 /// Operators that are kept ready. Tasks name buckets as they like; a client behind each is cheap,
 /// but not free.

@@ -9,7 +9,7 @@ use tesk_core::storage::{ConfigError, Error, ErrorKind, StorageUrl};
 
 use super::options::Options;
 use super::reply::{self, MAX_REFUSAL, Refusal};
-use crate::client;
+use crate::client::{self, disconnected};
 
 /// The metadata services of clouds, which no proxy reaches.
 const METADATA: &str = "169.254.169.254,169.254.170.2,169.254.170.23,fd00:ec2::254,fd00:ec2::23";
@@ -143,33 +143,6 @@ pub(super) fn failure(url: &StorageUrl, error: &(dyn std::error::Error + 'static
         (ErrorKind::Other, "the server's reply cannot be understood")
     };
     Error::new(kind, url, message)
-}
-
-/// A request that failed before there was a reply, or in the middle of it.
-pub(super) fn disconnected(url: &StorageUrl, error: &reqwest::Error) -> Error {
-    let message = if error.is_connect() {
-        "no connection to the server"
-    } else {
-        "the connection failed"
-    };
-    let mut why = String::new();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        let tls = inner
-            .downcast_ref::<std::io::Error>()
-            .and_then(|e| e.get_ref());
-        if let Some(tls @ rustls::Error::InvalidCertificate(_)) = tls
-            .and_then(|e| e.downcast_ref())
-            .or_else(|| inner.downcast_ref())
-        {
-            let message = format!("the server's certificate is not trusted: {tls}");
-            return Error::new(ErrorKind::Unavailable, url, message).with_retryable(false);
-        }
-        why = format!(": {inner}");
-        cause = inner.source();
-    }
-    // The innermost cause says it all, and knows no address.
-    Error::new(ErrorKind::Unavailable, url, format!("{message}{why}"))
 }
 
 /// A request that could not be signed, because nobody gave credentials. Why each place where they
