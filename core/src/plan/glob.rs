@@ -107,10 +107,13 @@ impl Component {
                 b'*' if tokens.last() == Some(&Token::AnyRun) => {}
                 b'*' => tokens.push(Token::AnyRun),
                 b'?' => tokens.push(Token::AnyByte),
-                b'[' if let Some(end) = ends.end(at) => {
-                    tokens.push(Token::OneOf(Set::new(&pattern[at..end])));
-                    at = end + 1;
-                }
+                b'[' => match ends.end(at) {
+                    Some(end) => {
+                        tokens.push(Token::OneOf(Set::new(&pattern[at..end])));
+                        at = end + 1;
+                    }
+                    None => tokens.push(Token::Byte(byte)),
+                },
                 b'\\' => {
                     tokens.extend(pattern.get(at).map(|quoted| Token::Byte(*quoted)));
                     at += 1;
