@@ -12,12 +12,14 @@
 //! All work on files is [`tesk_core::staging`], all work on processes [`tesk_core::process`]:
 //! this crate is the order in which they happen, and the truth about it when something dies.
 //!
+//! - [`main`]: the command, for a binary with storages of its own.
 //! - [`handover`]: how a step knows that it is its turn.
 //! - [`plan_file`]: the plan, and what executors may see of it.
 //! - [`prepare`], [`inputs`], [`exec`], [`outputs`], [`copy`]: the subcommands.
 //! - [`storages`]: from the configuration to a transfer engine.
 //! - [`progress`]: lines that tell how far transfers are.
 
+mod command;
 pub mod copy;
 pub mod exec;
 pub mod handover;
@@ -27,3 +29,5 @@ pub mod plan_file;
 pub mod prepare;
 pub mod progress;
 pub mod storages;
+
+pub use command::main;

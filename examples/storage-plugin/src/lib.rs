@@ -12,13 +12,13 @@
 //!
 //! [drs]: https://ga4gh.github.io/data-repository-service-schemas/
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE};
-use reqwest::{Response, StatusCode};
+use reqwest::{RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use tesk_core::storage::{
     ByteRange, ByteStream, Capabilities, Checksum, ConfigEntry, ConfigError, Entry, EntryKind,
@@ -45,25 +45,10 @@ impl Factory for DrsFactory {
     }
 
     fn create(&self, entry: &ConfigEntry) -> Result<Arc<dyn Storage>, ConfigError> {
-        let options = Options::deserialize(entry.options.clone())
-            .map_err(|e| ConfigError(format!("drs: {e}")))?;
-        let token = match &options.token_file {
-            None => None,
-            Some(file) => {
-                let problem = |e: &dyn std::fmt::Display| {
-                    ConfigError(format!("token_file {}: {e}", file.display()))
-                };
-                let token = std::fs::read_to_string(file).map_err(|e| problem(&e))?;
-                let mut header = HeaderValue::try_from(format!("Bearer {}", token.trim()))
-                    .map_err(|_| problem(&"holds no token"))?;
-                header.set_sensitive(true);
-                Some(header)
-            }
-        };
-        let client = reqwest::Client::builder()
-            .retry(reqwest::retry::never())
-            .build()
-            .map_err(|e| ConfigError(format!("drs: {e}")))?;
+        let options: Options = entry.options()?;
+        let token = options.token_file.as_deref().map(bearer).transpose()?;
+        let client = reqwest::Client::builder().retry(reqwest::retry::never());
+        let client = client.build().map_err(|e| ConfigError(e.to_string()))?;
         let scheme = if options.plain_http { "http" } else { "https" };
         Ok(Arc::new(Drs {
             client,
@@ -71,6 +56,15 @@ impl Factory for DrsFactory {
             scheme,
         }))
     }
+}
+
+fn bearer(file: &Path) -> Result<HeaderValue, ConfigError> {
+    let problem = |e: &str| ConfigError(format!("token_file {}: {e}", file.display()));
+    let token = std::fs::read_to_string(file).map_err(|e| problem(&e.to_string()))?;
+    let mut header = HeaderValue::try_from(format!("Bearer {}", token.trim()))
+        .map_err(|_| problem("holds no token"))?;
+    header.set_sensitive(true);
+    Ok(header)
 }
 
 /// The objects of one service.
@@ -116,29 +110,26 @@ struct AccessUrl {
 impl Drs {
     async fn ask<T: for<'a> Deserialize<'a>>(&self, url: &StorageUrl, tail: &str) -> Result<T> {
         let id = url.path().trim_start_matches('/');
-        let address = format!(
-            "{}://{}/ga4gh/drs/v1/objects/{id}{tail}",
-            self.scheme,
-            url.host()
-        );
+        let (scheme, host) = (self.scheme, url.host());
+        let address = format!("{scheme}://{host}/ga4gh/drs/v1/objects/{id}{tail}");
         let mut request = self.client.get(address);
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, token.clone());
         }
-        let reply = request.send().await.map_err(|e| unreachable(url, e))?;
-        let reply = successful(url, reply)?;
-        let other = |e: reqwest::Error| {
+        send(url, request).await?.json().await.map_err(|e| {
             let message = "the service's reply is no DRS object";
             Error::new(ErrorKind::Other, url, message).with_source(e.without_url())
-        };
-        reply.json().await.map_err(other)
+        })
     }
 
     async fn object(&self, url: &StorageUrl) -> Result<Object> {
         let object: Object = self.ask(url, "").await?;
         if object.contents.is_some() {
-            let message = "this DRS object is a bundle; name the objects in it";
-            return Err(Error::new(ErrorKind::Invalid, url, message));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                url,
+                "is a bundle; name its objects",
+            ));
         }
         Ok(object)
     }
@@ -146,19 +137,14 @@ impl Drs {
     /// Where the bytes are. Asked anew for each read: such addresses are signed and expire.
     async fn access(&self, url: &StorageUrl, object: Object) -> Result<AccessUrl> {
         for method in object.access_methods {
-            match method {
-                AccessMethod { r#type, .. } if r#type != "https" && r#type != self.scheme => {}
-                AccessMethod {
-                    access_url: Some(access),
-                    ..
-                } => return Ok(access),
-                AccessMethod {
-                    access_id: Some(id),
-                    ..
-                } => {
-                    return self.ask(url, &format!("/access/{id}")).await;
-                }
-                AccessMethod { .. } => {}
+            if method.r#type != "https" && method.r#type != self.scheme {
+                continue;
+            }
+            if let Some(access) = method.access_url {
+                return Ok(access);
+            }
+            if let Some(id) = method.access_id {
+                return self.ask(url, &format!("/access/{id}")).await;
             }
         }
         let message = "the service offers no access to this object by https";
@@ -175,20 +161,10 @@ impl Storage for Drs {
     }
 
     async fn stat(&self, url: &StorageUrl) -> Result<Option<Entry>> {
-        let object = match self.object(url).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            other => other?,
-        };
-        let info = FileInfo {
-            size: Some(object.size),
-            version: version(&object),
-            checksum: object.checksums.iter().find_map(sha256),
-            ..FileInfo::default()
-        };
-        Ok(Some(Entry {
-            path: String::new(),
-            kind: EntryKind::File(info),
-        }))
+        match self.object(url).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            object => Ok(Some(entry(&object?))),
+        }
     }
 
     async fn read(
@@ -202,31 +178,31 @@ impl Storage for Drs {
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 url,
-                "the object has changed meanwhile",
+                "it has changed meanwhile",
             ));
         }
         let end = range.end.unwrap_or(object.size);
         if end > object.size || range.start > end {
-            let message = "the range ends beyond the end of the object";
-            return Err(Error::new(ErrorKind::Invalid, url, message));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                url,
+                "it ends before this range",
+            ));
         }
         if range.start == end {
             return Ok(stream::empty().boxed());
         }
         let access = self.access(url, object).await?;
         // Else the size would be that of the compressed bytes.
-        let mut request = self
-            .client
-            .get(&access.url)
-            .header(ACCEPT_ENCODING, "identity");
+        let request = self.client.get(&access.url);
+        let mut request = request.header(ACCEPT_ENCODING, "identity");
         for header in &access.headers {
             if let Some((name, value)) = header.split_once(':') {
                 request = request.header(name.trim(), value.trim());
             }
         }
         let request = request.header(RANGE, format!("bytes={}-{}", range.start, end - 1));
-        let reply = request.send().await.map_err(|e| unreachable(url, e))?;
-        let reply = successful(url, reply)?;
+        let reply = send(url, request).await?;
         if reply.status() != StatusCode::PARTIAL_CONTENT && range.start > 0 {
             let message = "the server of the bytes does not serve ranges";
             return Err(Error::new(ErrorKind::Unsupported, url, message));
@@ -244,10 +220,8 @@ fn exactly(url: StorageUrl, length: u64, reply: Response) -> ByteStream {
             if left == 0 {
                 return Ok(None);
             }
-            let Some(chunk) = body.next().await else {
-                let message = format!("the body ended {left} bytes early");
-                return Err(Error::new(ErrorKind::Corrupt, &url, message));
-            };
+            let early = || Error::new(ErrorKind::Corrupt, &url, "the body ended early");
+            let chunk = body.next().await.ok_or_else(early)?;
             let mut chunk = chunk.map_err(|e| unreachable(&url, e))?;
             chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
             let left = left - chunk.len() as u64;
@@ -255,6 +229,19 @@ fn exactly(url: StorageUrl, length: u64, reply: Response) -> ByteStream {
         }
     })
     .boxed()
+}
+
+fn entry(object: &Object) -> Entry {
+    let info = FileInfo {
+        size: Some(object.size),
+        version: version(object),
+        checksum: object.checksums.iter().find_map(sha256),
+        mode: None,
+    };
+    Entry {
+        path: String::new(),
+        kind: EntryKind::File(info),
+    }
 }
 
 fn version(object: &Object) -> Option<Version> {
@@ -271,21 +258,18 @@ fn sha256(checksum: &ObjectChecksum) -> Option<Checksum> {
     (hex.len() == 64).then_some(Checksum::Sha256(bytes))
 }
 
-fn successful(url: &StorageUrl, reply: Response) -> Result<Response> {
+async fn send(url: &StorageUrl, request: RequestBuilder) -> Result<Response> {
+    let reply = request.send().await.map_err(|e| unreachable(url, e))?;
     let kind = match reply.status() {
         status if status.is_success() => return Ok(reply),
         StatusCode::NOT_FOUND | StatusCode::GONE => ErrorKind::NotFound,
         StatusCode::UNAUTHORIZED => ErrorKind::Unauthenticated,
         StatusCode::FORBIDDEN => ErrorKind::Denied,
-        StatusCode::TOO_MANY_REQUESTS => ErrorKind::Unavailable,
-        status if status.is_server_error() => ErrorKind::Unavailable,
+        status if status == 429 || status.is_server_error() => ErrorKind::Unavailable,
         _ => ErrorKind::Other,
     };
-    Err(Error::new(
-        kind,
-        url,
-        format!("the service answered {}", reply.status()),
-    ))
+    let message = format!("the service answered {}", reply.status());
+    Err(Error::new(kind, url, message))
 }
 
 /// `without_url`: the address of the bytes is signed, and must not be seen in a log.

@@ -28,7 +28,10 @@ async fn object(State(service): State<Service>, Path(id): Path<String>) -> Respo
         return StatusCode::NOT_FOUND.into_response();
     };
     let address = service.address;
-    let escaped = id.replace('%', "%25").replace('?', "%3F").replace('#', "%23");
+    let escaped = id
+        .replace('%', "%25")
+        .replace('?', "%3F")
+        .replace('#', "%23");
     let checksum = bytes
         .iter()
         .fold(0_u64, |sum, b| sum.wrapping_mul(31) + u64::from(*b));
