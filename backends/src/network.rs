@@ -1,4 +1,4 @@
-//! Which addresses are reached from here: shared by all backends that connect to where a task says.
+//! Which servers are reached from here: shared by all backends that connect to where a task says.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -34,36 +34,77 @@ const PRIVATE: [&str; 7] = [
     "fc00::/7",
 ];
 
-/// The networks that an entry reaches.
+/// The keys of an entry that limit what it reaches.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Limits<'a> {
+    /// Default true.
+    pub(crate) allow_private: Option<bool>,
+    pub(crate) deny_networks: &'a [String],
+    pub(crate) allow_networks: &'a [String],
+    pub(crate) deny_hosts: &'a [String],
+    pub(crate) allow_hosts: &'a [String],
+}
+
+/// The networks and hosts that an entry reaches.
 #[derive(Clone, Debug)]
 pub(crate) struct Networks {
     allow: Vec<IpNet>,
     deny: Vec<IpNet>,
+    /// Where there are any, no others are reached.
+    allow_hosts: Vec<Host>,
+    deny_hosts: Vec<Host>,
 }
 
-/// An address that is not reached.
+/// A host by its name, or every host below one.
+#[derive(Clone, Debug)]
+enum Host {
+    Exactly(String),
+    /// With a dot before it.
+    Below(String),
+}
+
+/// A server that is not reached.
 #[derive(Debug, thiserror::Error)]
-#[error("the address {address} of this server is not reached from here")]
-pub(crate) struct Refused {
-    address: IpAddr,
+pub(crate) enum Refused {
+    #[error("the address {0} of this server is not reached from here")]
+    Address(IpAddr),
+    #[error("the host {0} is not reached from here")]
+    Host(String),
 }
 
 impl Networks {
-    /// From the keys `allow_private` (default true), `deny_networks` and `allow_networks`.
-    pub(crate) fn new(
-        allow_private: Option<bool>,
-        deny_networks: &[String],
-        allow_networks: &[String],
-    ) -> Result<Self, ConfigError> {
-        let mut deny = networks("deny_networks", deny_networks)?;
+    pub(crate) fn new(limits: Limits<'_>) -> Result<Self, ConfigError> {
+        let mut deny = networks("deny_networks", limits.deny_networks)?;
         deny.extend(networks("", &NEVER)?);
-        if allow_private == Some(false) {
+        if limits.allow_private == Some(false) {
             deny.extend(networks("", &PRIVATE)?);
         }
         Ok(Self {
-            allow: networks("allow_networks", allow_networks)?,
+            allow: networks("allow_networks", limits.allow_networks)?,
             deny,
+            allow_hosts: hosts("allow_hosts", limits.allow_hosts)?,
+            deny_hosts: hosts("deny_hosts", limits.deny_hosts)?,
         })
+    }
+
+    /// Checks the name of a host, or an address where one is written in its place, before it is
+    /// looked up.
+    pub(crate) fn check_host(&self, host: &str) -> Result<(), Refused> {
+        let host = host.trim_matches(['[', ']']);
+        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let names = |hosts: &[Host]| {
+            hosts.iter().any(|pattern| match pattern {
+                Host::Exactly(known) => *known == name,
+                Host::Below(parent) => name.ends_with(parent),
+            })
+        };
+        if names(&self.deny_hosts) || !(self.allow_hosts.is_empty() || names(&self.allow_hosts)) {
+            return Err(Refused::Host(name));
+        }
+        match host.parse() {
+            Ok(address) => self.check(address),
+            Err(_) => Ok(()),
+        }
     }
 
     pub(crate) fn check(&self, address: IpAddr) -> Result<(), Refused> {
@@ -76,7 +117,7 @@ impl Networks {
             return Ok(());
         }
         if contain(&self.deny, address) || contain(&self.deny, inner) {
-            return Err(Refused { address });
+            return Err(Refused::Address(address));
         }
         Ok(())
     }
@@ -95,7 +136,7 @@ impl Networks {
         };
         let is_loopback = inner.is_loopback() && !peer.is_loopback();
         if is_loopback || (is_private(inner) && !is_private(peer)) {
-            return Err(Refused { address });
+            return Err(Refused::Address(address));
         }
         self.check(address)
     }
@@ -118,6 +159,27 @@ fn unwrapped(address: IpAddr) -> IpAddr {
         [0x2002, a, b, ..] => Ipv4Addr::from((u32::from(a) << 16) | u32::from(b)).into(),
         _ => address,
     }
+}
+
+fn hosts(key: &str, texts: &[String]) -> Result<Vec<Host>, ConfigError> {
+    let read = |text: &String| {
+        let ordinary = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+        let (name, below) = match text.strip_prefix("*.") {
+            Some(name) => (name, true),
+            None => (text.as_str(), false),
+        };
+        if name.is_empty() || name.ends_with('.') || !name.chars().all(ordinary) {
+            let message = "is no host such as `ftp.example.org` or `*.example.org`";
+            return Err(ConfigError(format!("{key}: `{text}` {message}")));
+        }
+        let name = name.to_ascii_lowercase();
+        Ok(if below {
+            Host::Below(format!(".{name}"))
+        } else {
+            Host::Exactly(name)
+        })
+    };
+    texts.iter().map(read).collect()
 }
 
 fn networks<S: AsRef<str>>(key: &str, texts: &[S]) -> Result<Vec<IpNet>, ConfigError> {
@@ -146,7 +208,7 @@ mod tests {
 
     #[test]
     fn metadata_services_are_not_reached_in_any_spelling() {
-        let networks = Networks::new(None, &[], &[]).unwrap();
+        let networks = Networks::new(Limits::default()).unwrap();
         for address in [
             "169.254.169.254",
             "::ffff:169.254.169.254",
@@ -184,18 +246,59 @@ mod tests {
     fn an_operator_can_open_and_close_networks() {
         let deny = ["8.8.0.0/16".into()];
         let allow = ["10.1.0.0/16".into(), "169.254.1.1".into()];
-        let networks = Networks::new(Some(false), &deny, &allow).unwrap();
+        let networks = Networks::new(Limits {
+            allow_private: Some(false),
+            deny_networks: &deny,
+            allow_networks: &allow,
+            ..Limits::default()
+        })
+        .unwrap();
         for address in ["10.1.2.3", "169.254.1.1", "9.9.9.9"] {
             assert!(reached(&networks, address), "{address}");
         }
         for address in ["10.2.0.1", "127.0.0.1", "::1", "8.8.8.8", "169.254.1.2"] {
             assert!(!reached(&networks, address), "{address}");
         }
-        let error = Networks::new(None, &["10.0.0.0/64".into()], &[]).unwrap_err();
-        let error = error.to_string();
+        let error = Networks::new(Limits {
+            deny_networks: &["10.0.0.0/64".into()],
+            ..Limits::default()
+        })
+        .unwrap_err()
+        .to_string();
         assert!(
             error.starts_with("deny_networks: `10.0.0.0/64` is no network"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn hosts_are_told_apart_by_their_names() {
+        let limited = |deny: &[&str], allow: &[&str]| {
+            let owned = |hosts: &[&str]| hosts.iter().map(|&h| h.to_owned()).collect::<Vec<_>>();
+            Networks::new(Limits {
+                deny_hosts: &owned(deny),
+                allow_hosts: &owned(allow),
+                ..Limits::default()
+            })
+        };
+        let networks = limited(&["bad.example.org"], &["*.Example.org", "::1", "h"]).unwrap();
+        for host in ["a.example.org", "a.b.EXAMPLE.org.", "h", "[::1]"] {
+            assert!(networks.check_host(host).is_ok(), "{host}");
+        }
+        for host in [
+            "example.org",
+            "notexample.org",
+            "bad.example.org",
+            "BAD.example.org.",
+            "127.0.0.1",
+            "example.org.evil",
+            "",
+        ] {
+            assert!(networks.check_host(host).is_err(), "{host}");
+        }
+        for wrong in ["", "*", "*.", "a.*", "https://a", "a/b"] {
+            let error = limited(&[wrong], &[]).unwrap_err().to_string();
+            assert!(error.starts_with("deny_hosts: "), "{error}");
+        }
     }
 }

@@ -54,6 +54,8 @@ impl Server {
 
     /// The addresses of the server that are reached, at least one.
     pub(super) async fn resolve(&self, networks: &Networks) -> io::Result<Vec<SocketAddr>> {
+        let denied = |why| io::Error::new(io::ErrorKind::PermissionDenied, why);
+        networks.check_host(&self.host).map_err(denied)?;
         let mut refused = None;
         let mut reached = Vec::new();
         for address in tokio::net::lookup_host((self.host.as_str(), self.port)).await? {
@@ -64,7 +66,7 @@ impl Server {
         }
         match refused {
             _ if !reached.is_empty() => Ok(reached),
-            Some(why) => Err(io::Error::new(io::ErrorKind::PermissionDenied, why)),
+            Some(why) => Err(denied(why)),
             None => {
                 let message = "the server's name has no address";
                 Err(io::Error::new(io::ErrorKind::NotFound, message))

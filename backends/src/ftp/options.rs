@@ -54,6 +54,10 @@ pub struct Options {
     pub deny_networks: Vec<String>,
     /// Networks that are reached whatever else forbids them.
     pub allow_networks: Vec<String>,
+    /// Hosts that are not reached, such as `ftp.example.org` or `*.example.org` for all below it.
+    pub deny_hosts: Vec<String>,
+    /// Where there are any, no other hosts are reached.
+    pub allow_hosts: Vec<String>,
 }
 
 /// How connections are encrypted. Control and data connections always alike.

@@ -7,15 +7,9 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use crate::network::{Networks, Refused};
 
-/// Checks the host of a URL where it is an address; a name is checked when it is resolved.
+/// Checks the host of a URL; the addresses of a name are checked when it is resolved.
 pub(super) fn check_host(networks: &Networks, url: &reqwest::Url) -> Result<(), Refused> {
-    match url
-        .host_str()
-        .map(|host| host.trim_matches(['[', ']']).parse())
-    {
-        Some(Ok(address)) => networks.check(address),
-        _ => Ok(()),
-    }
+    networks.check_host(url.host_str().unwrap_or_default())
 }
 
 /// Resolves names to addresses that are reached: what is connected to is what was checked.

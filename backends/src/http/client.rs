@@ -10,7 +10,7 @@ use tesk_core::storage::{ByteRange, ConfigError, Error, ErrorKind, Result, Sourc
 use super::address::{CheckedResolver, check_host};
 use super::options::Options;
 use crate::netrc::Netrc;
-use crate::network::{Networks, Refused};
+use crate::network::{Limits, Networks, Refused};
 use crate::{client, secret};
 
 /// How many redirects one request follows.
@@ -42,11 +42,13 @@ impl fmt::Debug for Client {
 
 impl Client {
     pub(super) fn new(options: &Options) -> Result<Self, ConfigError> {
-        let networks = Arc::new(Networks::new(
-            options.allow_private,
-            &options.deny_networks,
-            &options.allow_networks,
-        )?);
+        let networks = Arc::new(Networks::new(Limits {
+            allow_private: options.allow_private,
+            deny_networks: &options.deny_networks,
+            allow_networks: &options.allow_networks,
+            deny_hosts: &options.deny_hosts,
+            allow_hosts: &options.allow_hosts,
+        })?);
         let mut builder =
             client::builder(options.ca_file.as_deref(), options.connect_timeout_secs)?;
         let mut proxy_host = None;

@@ -53,6 +53,29 @@ async fn a_name_that_resolves_to_a_refused_address_is_refused() {
 }
 
 #[tokio::test]
+async fn hosts_that_are_not_allowed_are_refused_after_a_redirect_too() {
+    let server = Server::start().await;
+    let port = server.address.port();
+    server.script(move |_, path, _| {
+        (path == "/away").then(|| redirect(format!("http://localhost:{port}/x")))
+    });
+    server.put("/x", "here");
+    let entry = "[[storage]]\ntype = 'http'\nprefix = 'http://'\n";
+    for limit in ["allow_hosts = ['127.0.0.1']", "deny_hosts = ['LOCALHOST']"] {
+        let bench = Bench::with(&format!("{entry}{limit}"));
+        assert!(bench.fetch(&server.url("/x")).await.is_ok());
+        let error = bench.fetch(&server.url("/away")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied, "{limit}: {error}");
+    }
+    let ftp = "[[storage]]\ntype = 'ftp'\nprefix = 'ftp://'\ndeny_hosts = ['localhost']";
+    let error = Bench::with(ftp)
+        .fetch("ftp://localhost:1/x")
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+}
+
+#[tokio::test]
 async fn credentials_stay_with_their_origin() {
     let (home, away) = (Server::start().await, Server::start().await);
     away.put("/x", "here");
