@@ -3,6 +3,7 @@
 //! - [`run`]: one task here and now, with no server.
 //! - [`serve`]: the service with its engine.
 //! - [`client`] and [`tasks`]: what a client asks of a server.
+//! - [`storage`]: looks at storages, and copies between them.
 //! - [`admin`]: credentials, configuration, shell completions.
 
 mod admin;
@@ -12,23 +13,27 @@ mod engine;
 mod run;
 mod serve;
 mod show;
+mod storage;
 mod tasks;
 
 pub use engine::attempt;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use tesk_core::local::RuntimeChoice;
+use tracing_subscriber::EnvFilter;
 
 const EXAMPLES: &str = "\
 Examples:
   tesk run examples/orchids/task.json --runtime host    one task, here and now
   tesk serve --allow-path /data                         a server on 127.0.0.1:8080
   tesk submit task.json --wait                          a task for that server
-  tesk list --state running";
+  tesk list --state running
+  tesk storage check --config tesk.toml                 can its storages be used?";
 
 /// GA4GH TES 1.1 task execution: run tasks on this machine, serve them, or talk to a server.
 #[derive(Debug, Parser)]
@@ -68,6 +73,9 @@ enum Command {
     Logs(tasks::Logs),
     /// Wait until tasks have ended; the exit status is 0 only when all are COMPLETE
     Wait(tasks::Wait),
+    /// Look at storages and copy between them, with the configuration of a server
+    #[command(subcommand)]
+    Storage(storage::Storage),
     /// Make entries for the users file of a server
     #[command(subcommand)]
     Auth(admin::Auth),
@@ -151,6 +159,17 @@ impl Cli {
     }
 }
 
+/// What is worth knowing goes to standard error, from `level` on unless `TESK_LOG` says.
+fn start_log(level: &str) {
+    let filter = EnvFilter::try_from_env("TESK_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}
+
 fn fail(text: &str) -> ExitCode {
     complain(text);
     ExitCode::FAILURE
@@ -173,7 +192,8 @@ impl Command {
             Self::Logs(command) => command.execute().await,
             Self::Wait(command) => command.execute().await,
             Self::Auth(command) => command.execute(),
-            Self::Config(command) => command.execute(),
+            Self::Storage(command) => command.execute().await,
+            Self::Config(command) => command.execute().await,
             Self::Completions(command) => {
                 command.execute();
                 Ok(())

@@ -173,6 +173,7 @@ impl Http {
                 Ok(Some(FileInfo {
                     size: total,
                     version: reply::version(reply.headers()),
+                    modified: reply::modified(reply.headers()),
                     ..FileInfo::default()
                 }))
             }

@@ -51,6 +51,7 @@ use tesk_core::storage::{
     EntryStream, Error, ErrorKind, Factory, FileInfo, Result, Source, Storage, StorageUrl, Version,
     Written,
 };
+use tesk_core::time::Timestamp;
 
 use crate::client;
 pub use crate::secret::Value;
@@ -208,6 +209,9 @@ impl OpenDal {
             version: self.version(found),
             checksum: md5.and_then(|md5| md5.try_into().ok()).map(Checksum::Md5),
             mode: None,
+            modified: found
+                .last_modified()
+                .map(|time| Timestamp::from_system(time.into())),
         }
     }
 
@@ -526,6 +530,9 @@ fn listed(base: &str, entry: &opendal::Entry, has_version: bool) -> Option<Entry
             version: version.map(|etag| Version(etag.to_owned())),
             checksum: None,
             mode: None,
+            modified: found
+                .last_modified()
+                .map(|time| Timestamp::from_system(time.into())),
         })
     };
     Some(Entry {

@@ -28,6 +28,7 @@ use tesk_core::storage::{
     Error, ErrorKind, Factory, FileInfo, LocalPath, Result, Source, Storage, StorageUrl, Version,
     Written,
 };
+use tesk_core::time::Timestamp;
 
 /// The mode of new directories, and of files whose mode is not known.
 const DIRECTORY_MODE: u32 = 0o775;
@@ -333,6 +334,7 @@ fn kind_of(url: &StorageUrl, found: &std::fs::Metadata) -> Result<EntryKind> {
             version: Some(version_of(found)),
             checksum: None,
             mode: Some(found.mode() & 0o7777),
+            modified: found.modified().ok().map(Timestamp::from_system),
         }))
     } else {
         let message = "is a pipe, a socket or a device, not a regular file";

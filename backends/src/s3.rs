@@ -83,6 +83,8 @@ use tesk_core::storage::{
     Version, Written,
 };
 
+use tesk_core::time::Timestamp;
+
 use self::address::Address;
 use self::bucket::{Bucket, Buckets};
 pub use self::options::{Checksum as UploadChecksum, Encryption, Options};
@@ -217,6 +219,9 @@ fn info(found: &Metadata) -> FileInfo {
             .and_then(reply::md5_of_content_md5)
             .map(Checksum::Md5),
         mode: None,
+        modified: found
+            .last_modified()
+            .map(|time| Timestamp::from_system(time.into())),
     }
 }
 

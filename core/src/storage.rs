@@ -34,6 +34,7 @@ pub use source::Source;
 pub use url::StorageUrl;
 
 use crate::rooted::{RelPath, Root};
+use crate::time::Timestamp;
 
 /// One storage service, or one account of it: the contract of a plugin.
 ///
@@ -168,6 +169,9 @@ pub struct FileInfo {
     pub checksum: Option<Checksum>,
     /// Unix permission bits, where the storage has them.
     pub mode: Option<u32>,
+    /// When the content was changed last, by the server's clock: for people. Transfers go by
+    /// the version.
+    pub modified: Option<Timestamp>,
 }
 
 /// An opaque mark of one version of a file, such as an entity tag.

@@ -26,6 +26,13 @@ impl Timestamp {
         ))
     }
 
+    /// A time of a system clock, as file systems and HTTP's dates are.
+    pub fn from_system(time: std::time::SystemTime) -> Self {
+        let since = time.duration_since(std::time::UNIX_EPOCH);
+        let millis = since.unwrap_or_default().as_millis();
+        Self::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
+    }
+
     /// Milliseconds since the Unix epoch.
     pub fn as_millis(self) -> i64 {
         self.0

@@ -21,6 +21,7 @@
 //! Dropping a transfer's future stops it soon and leaves no partial file behind, except one that
 //! is written in place.
 
+mod copy;
 mod directory;
 mod fetch;
 mod limits;
@@ -40,8 +41,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use self::limits::Limits;
 use self::retry::with_retries;
 use crate::rooted::RelPath;
-use crate::storage::{Error, LocalPath, Registry, Result, StorageUrl};
+use crate::storage::{Entry, EntryStream, Error, LocalPath, Registry, Result, StorageUrl};
 
+pub use copy::{Copied, End};
 pub use settings::Settings;
 
 /// The mode of every file and directory that is fetched: a task's inputs are its own copies, to
@@ -110,6 +112,28 @@ impl Engine {
     /// The counters of all transfers of this engine.
     pub fn counters(&self) -> Arc<Counters> {
         self.counters.clone()
+    }
+
+    /// What is at `url`; nothing is `None`.
+    pub async fn stat(&self, url: &StorageUrl) -> Result<Option<Entry>> {
+        let storage = self.registry.route(url)?;
+        with_retries(&self.settings, url, || async {
+            let _permit = self.limits.stream(&[url]).await;
+            storage.stat(url).await
+        })
+        .await
+    }
+
+    /// Everything below the directory `url`, recursively, as [`Storage::list`] gives it: names
+    /// may be hostile. Not tried again when it fails.
+    ///
+    /// [`Storage::list`]: crate::storage::Storage::list
+    pub async fn list(&self, url: &StorageUrl) -> Result<EntryStream> {
+        let storage = self.registry.route(url)?;
+        if !storage.capabilities().list {
+            return Err(Error::unsupported(url, "listing directories"));
+        }
+        self.open_listing(&storage, url).await
     }
 
     /// Fetches the file `url` to `to`, with [`FETCHED_MODE`]. Parents are made; a file or symlink

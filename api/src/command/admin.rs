@@ -3,9 +3,11 @@
 use std::fmt::Write;
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, CommandFactory, Subcommand};
 
+use super::storage::probe;
 use super::{Cli, Failure, Outcome, engine, print};
 use crate::auth::{UsersFile, basic, users};
 use crate::config::Config;
@@ -70,17 +72,26 @@ fn entry(user: &str, credential: &str) -> String {
 /// `tesk config`
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Validate it, build what it names, and show what is enabled
+    /// Validate it, probe its storages, and show what is enabled
+    ///
+    /// Storages are probed as by `tesk storage check`, which changes nothing. The exit status is
+    /// 1 if one cannot be used.
     Check {
         /// The configuration file
         #[arg(long, value_name = "FILE", env = "TESK_CONFIG")]
         config: Option<PathBuf>,
+        /// Probe no storage: only what the file says is checked
+        #[arg(long)]
+        offline: bool,
     },
 }
 
 impl ConfigCommand {
-    pub(super) fn execute(self) -> Outcome {
-        let Self::Check { config: file } = self;
+    pub(super) async fn execute(self) -> Outcome {
+        let Self::Check {
+            config: file,
+            offline,
+        } = self;
         engine::install_crypto();
         let config = Config::load(file.as_deref(), std::env::vars())?;
         config.refuse_open_to_others()?;
@@ -108,7 +119,15 @@ impl ConfigCommand {
             .collect();
             let _ = writeln!(text, "storage      {prefix} ({})", can.join(", "));
         }
-        print(&(text + "the configuration is valid\n"))
+        print(&(text + "the configuration is valid\n"))?;
+        if offline {
+            return Ok(());
+        }
+        probe::report(probe::prefixes(
+            &Arc::new(registry),
+            probe::Options::default(),
+        ))
+        .await
     }
 }
 

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use tesk_core::local::{self, Engine, Launcher, LocalSettings};
 use tesk_core::scheduler::Capacity;
 use tesk_core::storage::registry::Prefixes;
-use tesk_core::storage::{ConfigEntry, Registry};
+use tesk_core::storage::{ConfigEntry, Registry, StorageUrl};
 use tesk_core::tes::{PrefixRule, Rules};
 use tesk_core::transfer;
 
@@ -69,6 +69,22 @@ pub(super) fn directory_entries(directory: &Path) -> Result<Vec<ConfigEntry>, St
         })
     });
     entries.collect()
+}
+
+/// Serves the files of this machine too, with the rights of this process; unless an entry serves
+/// all of `file:` already.
+pub(super) fn allow_all_files(config: &mut Config) -> Result<(), String> {
+    let is_all = |prefix: &String| {
+        let url = prefix.parse::<StorageUrl>();
+        url.is_ok_and(|url| {
+            url.scheme() == "file" && url.file_path().is_some_and(|path| path.is_root())
+        })
+    };
+    let mut entries = config.storage.iter();
+    if !entries.any(|entry| entry.prefixes().iter().any(is_all)) {
+        config.allow(directory_entries(Path::new("/"))?);
+    }
+    Ok(())
 }
 
 /// What validation needs to know of the storages and limits.

@@ -11,10 +11,9 @@ use tesk_core::local::{Engine, RuntimeChoice};
 use tesk_core::scheduler::{self, NewTask, Owner, Progress, TaskId};
 use tesk_core::tes::{self, Rejection, State, TaskLog, TaskReply};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use super::engine;
-use super::{Failure, Outcome, complain, document, print, runtime_parser, show};
+use super::{Failure, Outcome, complain, document, print, runtime_parser, show, start_log};
 use crate::config::Config;
 
 /// Lines shown of the end of what an executor wrote.
@@ -47,20 +46,14 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) async fn execute(self) -> Outcome {
-        let filter = EnvFilter::try_from_env("TESK_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-            .with_target(false)
-            .init();
+        start_log("warn");
         engine::install_crypto();
         let mut config = Config::load(self.config.as_deref(), std::env::vars())?;
         if let Some(runtime) = self.runtime {
             config.local.runtime = runtime;
         }
         // The files of this machine, with the rights of the caller: it is their own task.
-        config.allow(engine::directory_entries(Path::new("/"))?);
+        engine::allow_all_files(&mut config)?;
         let text = document::read(&self.file)?;
         let text = document::absolute(text, &self.file, &self.output_dir)?;
 

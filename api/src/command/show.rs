@@ -178,7 +178,7 @@ pub(super) fn duration(duration: std::time::Duration) -> String {
 }
 
 /// Milliseconds interest nobody here.
-fn seconds(time: Timestamp) -> String {
+pub(super) fn seconds(time: Timestamp) -> String {
     let text = time.to_string();
     match text.split_once('.') {
         Some((seconds, _)) => format!("{seconds}Z"),

@@ -20,5 +20,6 @@ mod lists;
 mod origin;
 mod paths;
 mod process;
+mod storage;
 mod support;
 mod views;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use tesk_core::storage::{FileInfo, Version};
+use tesk_core::time;
 
 /// After so long the second in which a file was changed is over.
 const SETTLED_AFTER: SignedDuration = SignedDuration::from_millis(1100);
@@ -52,6 +53,18 @@ pub(super) fn version(time: Option<&str>, size: Option<u64>) -> Option<Version> 
     Some(Version(format!("{time}-{size}")))
 }
 
+/// The time of a file as in `MDTM` (RFC 3659, 2.3): UTC, to the second.
+pub(super) fn modified(time: Option<&str>) -> Option<time::Timestamp> {
+    let time = instant(time?.get(..14)?)?;
+    Some(time::Timestamp::from_millis(time.as_millisecond()))
+}
+
+fn instant(time: &str) -> Option<Timestamp> {
+    let time = jiff::fmt::strtime::parse("%Y%m%d%H%M%S", time).ok()?;
+    let time = time.to_datetime().ok()?.to_zoned(TimeZone::UTC).ok()?;
+    Some(time.timestamp())
+}
+
 /// How long until the version of a file tells it from any later one. Times have seconds, so a
 /// file that was changed just now may change again and keep its version; `None` is not at all.
 pub(super) fn settles_in(info: &FileInfo) -> Option<Duration> {
@@ -59,9 +72,7 @@ pub(super) fn settles_in(info: &FileInfo) -> Option<Duration> {
     if time.len() > 14 {
         return None;
     }
-    let time = jiff::fmt::strtime::parse("%Y%m%d%H%M%S", time).ok()?;
-    let time = time.to_datetime().ok()?.to_zoned(TimeZone::UTC).ok()?;
-    let wait = time.timestamp().duration_until(Timestamp::now());
+    let wait = instant(time)?.duration_until(Timestamp::now());
     let wait = SETTLED_AFTER.checked_sub(wait)?;
     // A server whose clock is far ahead is not waited for.
     let wait = Duration::try_from(wait).ok()?;
@@ -94,6 +105,7 @@ pub(super) fn machine_readable(line: &str) -> Line {
         Some("file") => Kind::File(FileInfo {
             size,
             version: version(time, size),
+            modified: modified(time),
             ..FileInfo::default()
         }),
         Some("cdir") => return Line::Itself(unique),
@@ -416,6 +428,7 @@ mod tests {
             let info = FileInfo {
                 size: Some(size),
                 version: version(Some("20240105103000"), Some(size)),
+                modified: "2024-01-05T10:30:00Z".parse().ok(),
                 ..FileInfo::default()
             };
             Line::Found(Found {

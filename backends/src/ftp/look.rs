@@ -139,6 +139,7 @@ impl Connection {
             return Ok(Some(Kind::File(FileInfo {
                 size,
                 version: listing::version(time, size),
+                modified: listing::modified(time),
                 ..Default::default()
             })));
         }

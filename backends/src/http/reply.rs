@@ -10,6 +10,7 @@ use reqwest::header::{
 };
 use reqwest::{Response, StatusCode};
 use tesk_core::storage::{Checksum, Error, ErrorKind, FileInfo, StorageUrl, Version};
+use tesk_core::time::Timestamp;
 
 /// A reply that is no success, as an error. The reply's body is not quoted: it is a stranger's.
 pub(super) fn refusal(url: &StorageUrl, reply: &Response) -> Error {
@@ -52,7 +53,14 @@ pub(super) fn file_info(headers: &HeaderMap) -> FileInfo {
         version: version(headers).filter(|_| ranges),
         checksum: checksum(headers),
         mode: None,
+        modified: modified(headers),
     }
+}
+
+/// The time of the last change.
+pub(super) fn modified(headers: &HeaderMap) -> Option<Timestamp> {
+    let date = httpdate::parse_http_date(text(headers, &LAST_MODIFIED)?).ok()?;
+    Some(Timestamp::from_system(date))
 }
 
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
@@ -141,6 +149,8 @@ mod tests {
             ("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT"),
         ];
         assert!(version(&weak).unwrap().starts_with("Sun"));
+        let modified = modified(&headers(&weak)).unwrap();
+        assert_eq!(modified.as_millis(), 784_111_777_000);
         let no_ranges = file_info(&headers(&[("etag", "\"a\"")]));
         assert_eq!(no_ranges.version, None);
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::sync::Arc;
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use tokio::task::JoinSet;
 
 use super::fetch::blocking;
@@ -97,6 +97,23 @@ impl Engine {
         Ok(moved)
     }
 
+    /// A listing whose errors are scrubbed, and that ends with one when nothing comes.
+    pub(super) async fn open_listing(
+        &self,
+        storage: &Arc<dyn Storage>,
+        url: &StorageUrl,
+    ) -> Result<EntryStream> {
+        let entries = in_time(&self.settings, url, storage.list(url)).await?;
+        let from = (self.clone(), url.clone(), Some(entries));
+        let entries = stream::unfold(from, async |(engine, url, entries)| {
+            let mut entries = entries?;
+            let entry = engine.next_entry(&url, &mut entries).await.transpose()?;
+            let rest = entry.is_ok().then_some(entries);
+            Some((entry, (engine, url, rest)))
+        });
+        Ok(entries.boxed())
+    }
+
     async fn next_entry(
         &self,
         url: &StorageUrl,
@@ -128,7 +145,7 @@ fn finished(
 
 /// The names that a listing has given so far, and what each is. This is where hostile ones end.
 #[derive(Debug, Default)]
-struct Names {
+pub(super) struct Names {
     /// Which run of the listing this is: a retried one names everything again.
     pass: u32,
     seen: HashMap<RelPath, Name>,
@@ -145,7 +162,7 @@ struct Name {
 impl Names {
     /// The path of an entry that is safe to make; `None` for one that was dealt with in an
     /// earlier run, or that is the listed directory itself.
-    fn admit(&mut self, url: &StorageUrl, entry: &Entry) -> Result<Option<RelPath>> {
+    pub(super) fn admit(&mut self, url: &StorageUrl, entry: &Entry) -> Result<Option<RelPath>> {
         let refused = |why: &str| {
             let shown = entry.path.escape_debug();
             let message = format!("the listing is refused: `{shown}` {why}");

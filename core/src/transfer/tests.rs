@@ -58,6 +58,7 @@ impl Storage for Scripted {
             version: self.version.lock().unwrap().clone().map(Version),
             checksum: self.checksum.clone(),
             mode: None,
+            modified: None,
         };
         let path = String::new();
         Ok(Some(Entry {

@@ -236,7 +236,7 @@ fn entry(object: &Object) -> Entry {
         size: Some(object.size),
         version: version(object),
         checksum: object.checksums.iter().find_map(sha256),
-        mode: None,
+        ..FileInfo::default()
     };
     Entry {
         path: String::new(),
