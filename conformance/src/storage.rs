@@ -27,26 +27,34 @@
 //!
 //! Every case works in a directory of its own below the scratch URL. A case that needs what the
 //! plugin does not claim is reported as ignored, with the reason; for each such claim another
-//! case proves that the operation is refused. A subject none of whose cases ran has failed.
+//! case proves that the operation is refused. A subject none of whose cases ran has failed. What a
+//! case has written is removed after it, where the storage can.
+//!
+//! With [`REPORT`] in the environment, [`main`] also writes [`Report`]s. The command
+//! `tesk-conformance` judges the storages of a configuration.
 
 mod cases;
+mod clean;
 mod context;
+mod report;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
+use futures_util::stream;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tesk_core::storage::{Capabilities, Storage, StorageUrl};
 
 pub use cases::{CASES, Case, Need};
 pub use context::Context;
+pub use report::{Judged, Outcome, REPORT, Report};
 
 /// How long one case may take.
 const TIMEOUT: Duration = Duration::from_mins(2);
@@ -64,6 +72,7 @@ pub struct Skip(pub &'static str);
 #[derive(Clone)]
 pub struct Subject {
     name: String,
+    server: Option<String>,
     storage: Arc<dyn Storage>,
     scratch: StorageUrl,
     at_least: Capabilities,
@@ -86,6 +95,7 @@ impl Subject {
     pub fn new(name: impl Into<String>, storage: Arc<dyn Storage>, scratch: StorageUrl) -> Self {
         Self {
             name: name.into(),
+            server: None,
             storage,
             scratch,
             at_least: Capabilities::default(),
@@ -93,6 +103,13 @@ impl Subject {
             network: None,
             locked_out: None,
         }
+    }
+
+    /// Which server it is judged against, for reports.
+    #[must_use]
+    pub fn on(mut self, server: impl Into<String>) -> Self {
+        self.server = Some(server.into());
+        self
     }
 
     /// What it must claim, so that a claim that is lost turns into a failure, not into cases that
@@ -138,41 +155,103 @@ impl Subject {
         self
     }
 
-    fn trials(&self, runtime: &Arc<tokio::runtime::Runtime>, ran: &Arc<AtomicUsize>) -> Vec<Trial> {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn trials(
+        &self,
+        runtime: &Arc<tokio::runtime::Runtime>,
+        judged: &Arc<Mutex<Vec<Judged>>>,
+    ) -> Vec<Trial> {
         let trial = |case: &'static Case| {
-            let (subject, runtime, ran) = (self.clone(), runtime.clone(), ran.clone());
+            let (subject, runtime, all) = (self.clone(), runtime.clone(), judged.clone());
             let run = move || {
-                if let Some(reason) = subject.lacks(case.needs) {
-                    return Ok(Completion::ignored_with(reason));
+                let judged = runtime.block_on(subject.judge(case));
+                let outcome = judged.outcome.clone();
+                all.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(judged);
+                match outcome {
+                    Outcome::Passed => Ok(Completion::Completed),
+                    Outcome::Ignored(reason) => Ok(Completion::ignored_with(reason)),
+                    Outcome::Failed(why) => Err(Failed::from(why)),
                 }
-                match runtime.block_on(subject.run(case)) {
-                    Err(error) if error.is::<Skip>() => {
-                        return Ok(Completion::ignored_with(error));
-                    }
-                    Err(error) => return Err(Failed::from(format!("{error:?}"))),
-                    Ok(()) => ran.fetch_add(1, Ordering::Relaxed),
-                };
-                Ok(Completion::Completed)
             };
             Trial::ignorable_test(format!("{}::{}", self.name, case.name), run)
         };
-        CASES
-            .iter()
-            .flat_map(|group| group.iter())
-            .map(trial)
-            .collect()
+        cases().map(trial).collect()
+    }
+
+    /// Judges one case, and removes what it has written, where the storage can.
+    pub async fn judge(&self, case: &'static Case) -> Judged {
+        let begin = Instant::now();
+        let outcome = match self.lacks(case.needs) {
+            Some(reason) => Outcome::Ignored(reason),
+            None => match self.run(case).await {
+                Ok(()) => Outcome::Passed,
+                Err(error) if error.is::<Skip>() => Outcome::Ignored(error.to_string()),
+                Err(error) => Outcome::Failed(format!("{error:?}")),
+            },
+        };
+        Judged {
+            case: case.name,
+            outcome,
+            took: begin.elapsed(),
+        }
+    }
+
+    /// Judges all cases of which `chosen` is true, `at_once` of them at the same time, and calls
+    /// `each` as they end.
+    pub async fn judge_all(
+        &self,
+        chosen: impl Fn(&Case) -> bool,
+        at_once: usize,
+        mut each: impl FnMut(&Judged),
+    ) -> Report {
+        let chosen = cases().filter(|case| chosen(case));
+        let mut judged = stream::iter(chosen.map(|case| self.judge(case)).collect::<Vec<_>>())
+            .buffer_unordered(at_once.max(1));
+        let mut all = Vec::new();
+        while let Some(judged) = judged.next().await {
+            each(&judged);
+            all.push(judged);
+        }
+        self.report(all)
+    }
+
+    /// Removes the scratch directory with all that is in it, where the storage can. Gives the
+    /// reason why something is left.
+    pub async fn remove_scratch(&self) -> Result<(), String> {
+        clean::remove(&self.storage, &self.scratch).await
+    }
+
+    fn report(&self, mut cases: Vec<Judged>) -> Report {
+        let place = |judged: &Judged| self::cases().position(|case| case.name == judged.case);
+        cases.sort_by_key(place);
+        Report {
+            subject: self.name.clone(),
+            server: self.server.clone(),
+            claims: self.storage.capabilities(),
+            cases,
+        }
     }
 
     async fn run(&self, case: &'static Case) -> anyhow::Result<()> {
         let context = Context::new(self, case.name);
+        let directory = context.directory().clone();
         // A task of its own: a case that panics or hangs takes nothing with it.
         let mut running = tokio::spawn((case.run)(context));
-        if let Ok(ended) = tokio::time::timeout(TIMEOUT, &mut running).await {
-            ended.context("the case panicked")?
+        let ended = if let Ok(ended) = tokio::time::timeout(TIMEOUT, &mut running).await {
+            ended.context("the case panicked").flatten()
         } else {
             running.abort();
-            bail!("it took longer than {} s", TIMEOUT.as_secs());
-        }
+            Err(anyhow!("it took longer than {} s", TIMEOUT.as_secs()))
+        };
+        // What cannot be removed is no fault of the case.
+        let _ = clean::remove(&self.storage, &directory).await;
+        ended
     }
 
     /// Why a case cannot run.
@@ -214,26 +293,32 @@ pub fn main(subjects: impl AsyncFnOnce() -> anyhow::Result<Vec<Subject>>) -> Exi
         }
     };
     let mut trials = Vec::new();
-    let mut counts = Vec::new();
+    let mut all = Vec::new();
     for subject in &subjects {
-        let ran = Arc::<AtomicUsize>::default();
-        trials.extend(subject.trials(&runtime, &ran));
-        counts.push((&subject.name, ran));
+        let judged = Arc::default();
+        trials.extend(subject.trials(&runtime, &judged));
+        all.push((subject, judged));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
+    let mut reports = Vec::new();
+    for (subject, judged) in all {
+        let mut judged = judged.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.push(subject.report(std::mem::take(&mut *judged)));
+    }
     // With a filter it is for the caller to see how many ran.
     let all = !arguments.list && arguments.filter.is_none() && arguments.skip.is_empty();
-    let mut idle = counts
-        .iter()
-        .filter(|(_, ran)| ran.load(Ordering::Relaxed) == 0)
-        .map(|(name, _)| name.as_str())
-        .collect::<Vec<_>>();
-    if subjects.is_empty() {
-        idle.push("(no storage at all)");
+    if all && let Some(complaint) = Report::idle(&reports) {
+        eprintln!("error: {complaint}");
+        return ExitCode::FAILURE;
     }
-    if all && !idle.is_empty() {
-        eprintln!("error: not a single case ran for: {}", idle.join(", "));
+    if let Err(error) = Report::append(&reports) {
+        eprintln!("error: {error:#}");
         return ExitCode::FAILURE;
     }
     conclusion.exit_code()
+}
+
+/// All cases in their order.
+fn cases() -> impl Iterator<Item = &'static Case> {
+    CASES.iter().flat_map(|group| group.iter())
 }

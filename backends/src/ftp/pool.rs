@@ -270,6 +270,15 @@ impl Site {
         directories.insert(path.to_owned());
     }
 
+    /// Forgets the directory `path`, which is about to be removed, and those in it.
+    pub(super) fn forget_directory(&self, path: &str) {
+        let is_below = |known: &str| {
+            let rest = known.strip_prefix(path);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        locked(&self.directories).retain(|known| !is_below(known));
+    }
+
     /// Forgets what was known: something is not as it was.
     pub(super) fn forget_directories(&self) {
         locked(&self.directories).clear();

@@ -223,7 +223,7 @@ pub(super) async fn remove(lease: &mut Lease, url: &StorageUrl, path: &str) -> R
     match lease.stat(path).await {
         Ok(None) => Ok(()),
         Ok(Some(Kind::Directory)) => {
-            lease.site.forget_directories();
+            lease.site.forget_directory(path);
             match lease.command(format!("RMD {path}")).await {
                 Ok(reply) if reply.is_done() => Ok(()),
                 Ok(reply) if reply.says_not_empty() => {
