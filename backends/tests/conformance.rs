@@ -53,13 +53,16 @@ fn main() -> ExitCode {
         claims.rename = true;
         claims.remove = true;
         claims.modes = true;
-        let pvc = Subject::new("pvc", storage.clone(), url).at_least(claims);
+        let pvc = Subject::new("pvc", storage.clone(), url)
+            .on("a directory of this machine")
+            .at_least(claims);
 
         let (read_only, url) = configured(
             &format!("{entry}\nread_only = true"),
             "file:///data/read-only",
         )?;
         let read_only = Subject::new("pvc-read-only", read_only, url)
+            .on("a directory of this machine")
             .at_least(reading)
             .seeded(move |url, bytes| {
                 let storage = storage.clone();
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         claims.write = true;
         let wrong = server.url("/locked").replace("://", "://me:wrong@");
         let http = Subject::new("http", storage.clone(), url)
+            .on("axum, in the test")
             .at_least(claims)
             .reached_through(server.address, move |proxy| {
                 configured(entry, &address(proxy))
@@ -107,6 +111,7 @@ async fn ftp_subjects() -> anyhow::Result<Vec<Subject>> {
     let (storage, url) = configured(entry, &server.url("/scratch"))?;
     let wrong = server.url("/locked").replace("right", "wrong");
     let plain = Subject::new("ftp", storage.clone(), url)
+        .on("libunftp, in the test")
         .at_least(claims)
         .locked_out(storage, wrong.parse()?)
         .reached_through(ftp::switchboard().await, |proxy| {

@@ -1,5 +1,6 @@
 //! The backends behind the transfer engine, as a task meets them.
 //!
+//! - `docs`: the configurations in the docs.
 //! - `ftp`: a real server, and ones that answer oddly, lie or fall over.
 //! - `http`: servers that answer oddly, redirect, lie or fall over.
 //! - `network`: which servers are reached, and who gets which credentials.
@@ -16,6 +17,8 @@ mod scripted_ftp;
 #[path = "support/server.rs"]
 mod server;
 
+#[path = "integration/docs.rs"]
+mod docs;
 #[path = "integration/ftp.rs"]
 mod ftp;
 #[path = "integration/ftp_oddities.rs"]

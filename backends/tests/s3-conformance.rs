@@ -1,6 +1,6 @@
 //! The S3 backend keeps the promises of `Storage`: of a server in this process, or of the one
 //! at the address `TESK_S3_ENDPOINT` (`127.0.0.1:9000`), with the bucket `TESK_S3_BUCKET` and the keys of the
-//! environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`).
+//! environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`); `TESK_S3_SERVER` is its name.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -73,7 +73,9 @@ fn main() -> ExitCode {
         storage.write(&locked, &Source::bytes("x")).await?;
 
         let (far, there) = (right.clone(), scratch.clone());
+        let server = variable("TESK_S3_SERVER").unwrap_or_else(|| "s3s, in the test".into());
         let mut s3 = Subject::new("s3", storage.clone(), scratch.clone())
+            .on(&server)
             .at_least(claims)
             .reached_through(address, move |proxy| {
                 let storage = configured(&format!("http://{proxy}"), &far, &there)?;
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
         let right = keys(&directory, &id, &secret)?;
         let read_only = configured(&endpoint, &format!("{right}\nread_only = true"), &scratch)?;
         let read_only = Subject::new("s3-read-only", read_only, scratch)
+            .on(server)
             .at_least(reading)
             .seeded(move |url, bytes| {
                 let storage = storage.clone();

@@ -192,7 +192,7 @@ impl Subject {
             None => match self.run(case).await {
                 Ok(()) => Outcome::Passed,
                 Err(error) if error.is::<Skip>() => Outcome::Ignored(error.to_string()),
-                Err(error) => Outcome::Failed(format!("{error:?}")),
+                Err(error) => Outcome::Failed(told(&error)),
             },
         };
         Judged {
@@ -316,6 +316,20 @@ pub fn main(subjects: impl AsyncFnOnce() -> anyhow::Result<Vec<Subject>>) -> Exi
         return ExitCode::FAILURE;
     }
     conclusion.exit_code()
+}
+
+/// An error with its causes in one line, and without a backtrace: reports are for other machines.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for (cause, next) in error.chain().zip(error.chain().skip(1)) {
+        // It tells its own causes.
+        if cause.is::<tesk_core::storage::Error>() {
+            break;
+        }
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+    }
+    text
 }
 
 /// All cases in their order.

@@ -1,5 +1,6 @@
 //! `tesk-conformance storage`.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -61,13 +62,13 @@ pub(crate) fn run(options: &Options, plugins: &RegistryBuilder) -> anyhow::Resul
     });
     // A file system that hangs must not keep us.
     runtime.shutdown_background();
-    if options.json {
-        println!("{:#}", text::document(&reports));
+    print(&if options.json {
+        format!("{:#}\n", text::document(&reports))
     } else if options.junit {
-        print!("{}", junit::document(&reports));
+        junit::document(&reports)
     } else {
-        print!("{}", text::summary(&reports));
-    }
+        text::summary(&reports)
+    })?;
     let failed = reports.iter().any(|report| report.counts()[2] > 0);
     let complaint = match options.filter {
         // It may leave out all of a storage, but not everything.
@@ -115,20 +116,27 @@ fn subjects(options: &Options, plugins: &RegistryBuilder) -> anyhow::Result<Vec<
     urls.iter().map(subject).collect()
 }
 
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .context("cannot write the results")
+}
+
 async fn judge(subject: &Subject, options: &Options) -> Report {
     let chosen = |name: &str| {
         let filter = options.filter.as_deref();
         filter.is_none_or(|filter| name.contains(filter))
     };
     let quiet = options.json || options.junit;
-    if !quiet {
-        println!("{}", subject.name());
-    }
-    let each = |judged: &_| {
-        if !quiet {
-            print!("{}", text::line(judged));
+    let show = |text: &str| {
+        // A reader that has gone away must not keep the suite from cleaning up.
+        if !quiet && let Err(error) = print(text) {
+            tracing::debug!(%error);
         }
     };
+    show(&format!("{}\n", subject.name()));
+    let each = |judged: &_| show(&text::line(judged));
     let report = subject
         .judge_all(|case| chosen(case.name), options.jobs, each)
         .await;

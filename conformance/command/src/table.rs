@@ -54,20 +54,22 @@ fn replaced(text: &str, table: &str) -> Option<String> {
 }
 
 fn table(reports: &[Value]) -> String {
+    // A later report of the same replaces an earlier one.
     let mut rows = BTreeMap::new();
-    let mut notes = Vec::<String>::new();
     for report in reports {
         let subject = report["subject"].as_str().unwrap_or_default();
         let (backend, rest) = subject.split_once('-').unwrap_or((subject, ""));
         let read_only = rest.ends_with("read-only");
-        let server = match report["server"].as_str() {
-            Some(server) => server.to_owned(),
-            None => rest
-                .trim_end_matches("read-only")
-                .trim_end_matches('-')
-                .to_owned(),
-        };
-        let (backend, read_only) = (cell(backend), if read_only { ", `read_only`" } else { "" });
+        let rest = rest.trim_end_matches("read-only").trim_end_matches('-');
+        let server = report["server"].as_str().unwrap_or(rest);
+        rows.insert((backend, read_only, server), report);
+    }
+    let mut text = String::from(
+        "| backend | server | passed | ignored | failed | claims |\n|---|---|---|---|---|---|\n",
+    );
+    let mut notes = Vec::<String>::new();
+    for ((backend, read_only, server), report) in rows {
+        let read_only = if read_only { ", `read_only`" } else { "" };
         let note = reasons(report).map_or_else(String::new, |reasons| {
             let known = notes.iter().position(|note| *note == reasons);
             let index = known.unwrap_or_else(|| {
@@ -76,21 +78,17 @@ fn table(reports: &[Value]) -> String {
             });
             format!(" ({})", index + 1)
         });
-        let row = format!(
-            "| `{backend}`{read_only} | {} | {} | {}{note} | {} | {} |\n",
-            cell(&server),
+        let _ = writeln!(
+            text,
+            "| `{}`{read_only} | {} | {} | {}{note} | {} | {} |",
+            cell(backend),
+            cell(server),
             report["passed"],
             report["ignored"],
             report["failed"],
             claims(report),
         );
-        // A later report of the same replaces an earlier one.
-        rows.insert((backend, read_only, server), row);
     }
-    let mut text = String::from(
-        "| backend | server | passed | ignored | failed | claims |\n|---|---|---|---|---|---|\n",
-    );
-    text.extend(rows.into_values());
     text.push_str("\nWhy cases were ignored:\n\n");
     for (index, note) in notes.iter().enumerate() {
         let _ = writeln!(text, "{}. {note}", index + 1);

@@ -109,7 +109,8 @@ impl Report {
             return Ok(());
         };
         let mut lines = String::new();
-        for report in reports {
+        // Of one that a filter left out there is nothing to tell.
+        for report in reports.iter().filter(|report| !report.cases.is_empty()) {
             let _ = writeln!(lines, "{}", report.to_json());
         }
         let mut file = std::fs::File::options()

@@ -320,7 +320,7 @@ fn reason(url: &StorageUrl, error: &Error) -> String {
 fn advice(kind: ErrorKind, text: &str) -> Option<&'static str> {
     const WORDS: [(&[&str], &str); 9] = [
         (
-            &["unknownissuer"],
+            &["unknownissuer", "badsignature"],
             "name the authority that signed it by `ca_file`",
         ),
         (
