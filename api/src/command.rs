@@ -16,8 +16,6 @@ mod show;
 mod storage;
 mod tasks;
 
-pub use engine::attempt;
-
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,6 +23,7 @@ use std::process::ExitCode;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use tesk_core::local::RuntimeChoice;
+use tesk_core::storage::RegistryBuilder;
 use tracing_subscriber::EnvFilter;
 
 const EXAMPLES: &str = "\
@@ -34,6 +33,13 @@ Examples:
   tesk submit task.json --wait                          a task for that server
   tesk list --state running
   tesk storage check --config tesk.toml                 can its storages be used?";
+
+/// The whole `tesk` command, with these storages: call it before anything reads standard input or
+/// starts a thread.
+pub fn main(plugins: RegistryBuilder) -> ExitCode {
+    engine::use_plugins(plugins);
+    engine::attempt().unwrap_or_else(|| Cli::parse().execute())
+}
 
 /// GA4GH TES 1.1 task execution: run tasks on this machine, serve them, or talk to a server.
 #[derive(Debug, Parser)]
@@ -140,7 +146,7 @@ type Outcome = Result<(), Failure>;
 
 impl Cli {
     /// Runs the command on a runtime of its own.
-    pub fn execute(self) -> ExitCode {
+    fn execute(self) -> ExitCode {
         let runtime = match tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()

@@ -9,3 +9,5 @@ pub mod auth;
 pub mod command;
 pub mod config;
 pub mod service;
+
+pub use command::main;

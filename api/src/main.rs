@@ -1,14 +1,5 @@
-//! The `tesk` command.
+//! The `tesk` command. One with more storages is this file with a `.with(…)` for each.
 
-use std::process::ExitCode;
-
-use clap::Parser;
-use tesk_api::command::{self, Cli};
-
-fn main() -> ExitCode {
-    // Before anything reads standard input or starts a thread.
-    if let Some(status) = command::attempt() {
-        return status;
-    }
-    Cli::parse().execute()
+fn main() -> std::process::ExitCode {
+    tesk_api::main(tesk_backends::builtin())
 }

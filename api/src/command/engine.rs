@@ -6,19 +6,27 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tesk_core::local::{self, Engine, Launcher, LocalSettings};
 use tesk_core::scheduler::Capacity;
 use tesk_core::storage::registry::Prefixes;
-use tesk_core::storage::{ConfigEntry, Registry, StorageUrl};
+use tesk_core::storage::{ConfigEntry, Registry, RegistryBuilder, StorageUrl};
 use tesk_core::tes::{PrefixRule, Rules};
 use tesk_core::transfer;
 
 use crate::auth::users;
 use crate::config::Config;
+
+/// The storages that this program has, said once, by its `main`.
+static PLUGINS: OnceLock<RegistryBuilder> = OnceLock::new();
+
+pub(super) fn use_plugins(plugins: RegistryBuilder) {
+    // It fails only if `main` is called twice.
+    let _ = PLUGINS.set(plugins);
+}
 
 /// TLS by ring, for every client in this process.
 pub(super) fn install_crypto() {
@@ -35,7 +43,8 @@ pub(super) fn registry(entries: &[ConfigEntry]) -> Result<Registry, String> {
     } else {
         entries
     };
-    tesk_backends::builtin()
+    PLUGINS
+        .get_or_init(tesk_backends::builtin)
         .build(entries)
         .map_err(|error| error.to_string())
 }
@@ -117,7 +126,7 @@ const ATTEMPT: &str = "__attempt";
 ///
 /// To be called first of all: an attempt's lock is its standard input, and a sandbox wants a
 /// process with one thread.
-pub fn attempt() -> Option<ExitCode> {
+pub(super) fn attempt() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next()?.to_str()? {
         ATTEMPT => {}

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -45,7 +45,7 @@ struct Instantly {
 
 impl Instantly {
     fn hint(&self, attempt: &AttemptId) {
-        let mut hints = self.hints.lock().unwrap();
+        let mut hints = locked(&self.hints);
         hints.retain(|sender| sender.send(attempt.clone()).is_ok());
     }
 }
@@ -57,7 +57,7 @@ impl Compute for Instantly {
             .panics
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         assert!(left.is_err(), "this is what the test wants");
-        let mut looks = self.looks.lock().unwrap();
+        let mut looks = locked(&self.looks);
         if looks.insert(attempt.clone(), 0).is_none() {
             self.started.fetch_add(1, Ordering::SeqCst);
         }
@@ -69,7 +69,7 @@ impl Compute for Instantly {
 
     async fn observe(&self, attempt: &AttemptId) -> Result<Observed, ComputeError> {
         let mut observed = Observed::absent();
-        if let Some(looks) = self.looks.lock().unwrap().get_mut(attempt) {
+        if let Some(looks) = locked(&self.looks).get_mut(attempt) {
             *looks += 1;
             let now = Timestamp::now();
             observed.started = Some(now);
@@ -87,7 +87,7 @@ impl Compute for Instantly {
 
     async fn watch(&self) -> Result<BoxStream<'static, AttemptId>, ComputeError> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        self.hints.lock().unwrap().push(sender);
+        locked(&self.hints).push(sender);
         let next = |mut receiver: mpsc::UnboundedReceiver<_>| async move {
             Some((receiver.recv().await?, receiver))
         };
@@ -99,13 +99,17 @@ impl Compute for Instantly {
     }
 
     async fn remove(&self, attempt: &AttemptId) -> Result<(), ComputeError> {
-        self.looks.lock().unwrap().remove(attempt);
+        locked(&self.looks).remove(attempt);
         Ok(())
     }
 
     async fn attempts(&self) -> Result<Vec<AttemptId>, ComputeError> {
-        Ok(self.looks.lock().unwrap().keys().cloned().collect())
+        Ok(locked(&self.looks).keys().cloned().collect())
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits until `count` tasks are complete.
