@@ -70,6 +70,7 @@ pub struct Subject {
     seed: Option<Seed>,
     network: Option<(SocketAddr, Through)>,
     locked_out: Option<(Arc<dyn Storage>, StorageUrl)>,
+    excused: Vec<(&'static str, &'static str)>,
 }
 
 impl fmt::Debug for Subject {
@@ -92,6 +93,7 @@ impl Subject {
             seed: None,
             network: None,
             locked_out: None,
+            excused: Vec::new(),
         }
     }
 
@@ -138,10 +140,22 @@ impl Subject {
         self
     }
 
+    /// A case that no plugin can pass against this server, and why. It is reported as ignored,
+    /// with the reason.
+    #[must_use]
+    pub fn excused(mut self, case: &'static str, reason: &'static str) -> Self {
+        self.excused.push((case, reason));
+        self
+    }
+
     fn trials(&self, runtime: &Arc<tokio::runtime::Runtime>, ran: &Arc<AtomicUsize>) -> Vec<Trial> {
         let trial = |case: &'static Case| {
             let (subject, runtime, ran) = (self.clone(), runtime.clone(), ran.clone());
             let run = move || {
+                let mut excused = subject.excused.iter();
+                if let Some((_, reason)) = excused.find(|(name, _)| *name == case.name) {
+                    return Ok(Completion::ignored_with(*reason));
+                }
                 if let Some(reason) = subject.lacks(case.needs) {
                     return Ok(Completion::ignored_with(reason));
                 }
