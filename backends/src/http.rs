@@ -12,6 +12,16 @@
 //! and those over `.netrc`. They are sent to the origin they are meant for and to no other,
 //! wherever it redirects to.
 //!
+//! # WebDAV
+//!
+//! With `webdav = true` servers are asked for their directories (RFC 4918), never otherwise. A file
+//! is written with `PUT` under another name in the same directory, looked at for its size, and
+//! moved to its own. Links in listings are never followed: of each only the last name is taken,
+//! and only if the rest is the directory that was asked for. `DELETE` takes a directory with all
+//! that is in it, so directories are looked at first; what somebody writes there in that moment is
+//! lost. The same holds for a directory that takes the place of a file while the file is replaced.
+//! Properties and locks are not used.
+//!
 //! # Which servers are reached
 //!
 //! The address that is connected to is the one that was checked, at every redirect too. Never
@@ -29,6 +39,7 @@
 
 mod address;
 mod client;
+mod dav;
 mod options;
 mod reply;
 
@@ -42,11 +53,12 @@ use reqwest::header::{
 };
 use reqwest::{Method, Response, StatusCode};
 use tesk_core::storage::{
-    ByteRange, ByteStream, Capabilities, ConfigEntry, ConfigError, Entry, EntryKind, Error,
-    ErrorKind, Factory, FileInfo, Result, Source, Storage, StorageUrl, Version, Written,
+    ByteRange, ByteStream, Capabilities, ConfigEntry, ConfigError, Entry, EntryKind, EntryStream,
+    Error, ErrorKind, Factory, FileInfo, Result, Source, Storage, StorageUrl, Version, Written,
 };
 
 use self::client::Client;
+use self::dav::{Dav, Kind};
 pub use self::options::Options;
 pub use crate::secret::Value;
 
@@ -61,8 +73,10 @@ impl Factory for HttpFactory {
 
     fn create(&self, entry: &ConfigEntry) -> Result<Arc<dyn Storage>, ConfigError> {
         let options: Options = entry.options()?;
+        let client = Arc::new(Client::new(&options)?);
         Ok(Arc::new(Http {
-            client: Client::new(&options)?,
+            dav: options.webdav.then(|| Arc::new(Dav::new(client.clone()))),
+            client,
             read_only: options.read_only,
         }))
     }
@@ -71,39 +85,54 @@ impl Factory for HttpFactory {
 /// One or many web servers that share their settings.
 #[derive(Debug)]
 pub struct Http {
-    client: Client,
+    client: Arc<Client>,
+    /// Where servers speak WebDAV.
+    dav: Option<Arc<Dav>>,
     read_only: bool,
 }
 
 #[async_trait]
 impl Storage for Http {
     fn capabilities(&self) -> Capabilities {
+        let write = !self.read_only;
+        let dav = self.dav.is_some();
         let mut claims = Capabilities::read_only();
+        claims.list = dav;
         claims.ranges = true;
-        claims.write = !self.read_only;
+        claims.write = write;
+        claims.atomic_write = dav && write;
+        claims.directories = dav && write;
+        claims.rename = dav && write;
+        claims.remove = dav && write;
         claims
     }
 
     async fn stat(&self, url: &StorageUrl) -> Result<Option<Entry>> {
-        let reply = self
-            .client
-            .send(url, &Method::HEAD, &HeaderMap::new(), None)
-            .await?;
-        let info = match reply.status() {
-            StatusCode::OK | StatusCode::NO_CONTENT => Some(reply::file_info(reply.headers())),
-            StatusCode::NOT_FOUND | StatusCode::GONE => None,
-            // Not every server answers HEAD: a signed URL is good for one method only.
-            StatusCode::BAD_REQUEST
-            | StatusCode::FORBIDDEN
-            | StatusCode::METHOD_NOT_ALLOWED
-            | StatusCode::NOT_IMPLEMENTED => self.stat_by_get(url).await?,
-            _ => return Err(reply::refusal(url, &reply)),
-        };
         let path = String::new();
-        Ok(info.map(|info| Entry {
-            path,
-            kind: EntryKind::File(info),
-        }))
+        let Some(dav) = &self.dav else {
+            let info = head(&self.client, url).await?;
+            return Ok(info.map(|info| Entry {
+                path,
+                kind: EntryKind::File(info),
+            }));
+        };
+        let kind = match dav.kind(url).await? {
+            None => None,
+            Some(Kind::Directory) => Some(EntryKind::Directory),
+            Some(Kind::File) => {
+                // Headers tell more than properties do, and what a read will tell.
+                let info = head(&self.client, &dav::plain(url)?).await?;
+                info.map(EntryKind::File)
+            }
+        };
+        Ok(kind.map(|kind| Entry { path, kind }))
+    }
+
+    async fn list(&self, url: &StorageUrl) -> Result<EntryStream> {
+        match &self.dav {
+            Some(dav) => dav.list(url).await,
+            None => Err(Error::unsupported(url, "listing")),
+        }
     }
 
     async fn read(
@@ -131,9 +160,28 @@ impl Storage for Http {
             headers.insert(name, value);
         }
         let reply = self.client.send(url, &Method::GET, &headers, None).await?;
+        if let Some(dav) = &self.dav
+            && reply::may_be_directory(&reply)
+            && matches!(dav.kind(url).await, Ok(Some(Kind::Directory)))
+        {
+            let message = "is a directory, not a file";
+            return Err(Error::new(ErrorKind::Invalid, url, message));
+        }
+        if reply.status() == StatusCode::RANGE_NOT_SATISFIABLE
+            && range.end.is_none()
+            && reply::unsatisfied_total(reply.headers()).is_none()
+        {
+            // Not every server says with it how long the file is: it may end where the range
+            // begins.
+            let found = look(&self.client, url).await?;
+            let is_same = version.is_none_or(|wanted| reply::is_version(found.headers(), wanted));
+            if is_same && reply::content_length(found.headers()) == Some(range.start) {
+                return Ok(stream::empty().boxed());
+            }
+        }
         let body = expected_body(url, range, &reply)?;
         // A server that knows no conditions still tells what it sends.
-        if version.is_some_and(|wanted| Some(wanted) != reply::version(reply.headers()).as_ref()) {
+        if version.is_some_and(|wanted| !reply::is_version(reply.headers(), wanted)) {
             let message = "another version has taken its place";
             return Err(Error::new(ErrorKind::Corrupt, url, message));
         }
@@ -144,12 +192,10 @@ impl Storage for Http {
         if self.read_only {
             return Err(Error::unsupported(url, "writing"));
         }
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(source.size()));
-        let reply = self
-            .client
-            .send(url, &Method::PUT, &headers, Some(source))
-            .await?;
+        if let Some(dav) = &self.dav {
+            return dav.write(url, source).await;
+        }
+        let reply = put(&self.client, url, source).await?;
         match reply.status() {
             StatusCode::OK | StatusCode::CREATED | StatusCode::NO_CONTENT => Ok(Written {
                 size: source.size(),
@@ -159,32 +205,86 @@ impl Storage for Http {
             _ => Err(reply::refusal(url, &reply)),
         }
     }
+
+    async fn make_directory(&self, url: &StorageUrl) -> Result<()> {
+        let dav = self.changing(url, "making directories")?;
+        dav.make_directory(url).await
+    }
+
+    async fn rename(&self, from: &StorageUrl, to: &StorageUrl) -> Result<()> {
+        self.changing(from, "renaming")?.rename(from, to).await
+    }
+
+    async fn remove(&self, url: &StorageUrl) -> Result<()> {
+        self.changing(url, "removing")?.remove(url).await
+    }
 }
 
 impl Http {
-    async fn stat_by_get(&self, url: &StorageUrl) -> Result<Option<FileInfo>> {
-        let mut headers = HeaderMap::new();
-        headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
-        let reply = self.client.send(url, &Method::GET, &headers, None).await?;
-        match reply.status() {
-            StatusCode::OK => Ok(Some(reply::file_info(reply.headers()))),
-            StatusCode::PARTIAL_CONTENT => {
-                let total = reply::content_range(reply.headers()).and_then(|range| range.total);
-                Ok(Some(FileInfo {
-                    size: total,
-                    version: reply::version(reply.headers()),
-                    modified: reply::modified(reply.headers()),
-                    ..FileInfo::default()
-                }))
-            }
-            // Of an empty file there is no first byte.
-            StatusCode::RANGE_NOT_SATISFIABLE => Ok(Some(FileInfo {
-                size: Some(0),
-                ..FileInfo::default()
-            })),
-            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
-            _ => Err(reply::refusal(url, &reply)),
+    /// What changes more than one file.
+    fn changing(&self, url: &StorageUrl, operation: &str) -> Result<&Arc<Dav>> {
+        match &self.dav {
+            Some(dav) if !self.read_only => Ok(dav),
+            _ => Err(Error::unsupported(url, operation)),
         }
+    }
+}
+
+/// Sends a file.
+async fn put(client: &Client, url: &StorageUrl, source: &Source) -> Result<Response> {
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(source.size()));
+    client.send(url, &Method::PUT, &headers, Some(source)).await
+}
+
+/// Asks for the headers of a file.
+async fn look(client: &Client, url: &StorageUrl) -> Result<Response> {
+    let headers = HeaderMap::new();
+    client.send(url, &Method::HEAD, &headers, None).await
+}
+
+/// What is known of the file at `url`, if it is there.
+async fn head(client: &Client, url: &StorageUrl) -> Result<Option<FileInfo>> {
+    let reply = look(client, url).await?;
+    info(client, url, &reply).await
+}
+
+async fn info(client: &Client, url: &StorageUrl, reply: &Response) -> Result<Option<FileInfo>> {
+    match reply.status() {
+        StatusCode::OK | StatusCode::NO_CONTENT => Ok(Some(reply::file_info(reply.headers()))),
+        StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
+        // Not every server answers HEAD: a signed URL is good for one method only.
+        StatusCode::BAD_REQUEST
+        | StatusCode::FORBIDDEN
+        | StatusCode::METHOD_NOT_ALLOWED
+        | StatusCode::NOT_IMPLEMENTED => info_by_get(client, url).await,
+        _ => Err(reply::refusal(url, reply)),
+    }
+}
+
+async fn info_by_get(client: &Client, url: &StorageUrl) -> Result<Option<FileInfo>> {
+    let mut headers = HeaderMap::new();
+    headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
+    let reply = client.send(url, &Method::GET, &headers, None).await?;
+    match reply.status() {
+        StatusCode::OK => Ok(Some(reply::file_info(reply.headers()))),
+        StatusCode::PARTIAL_CONTENT => {
+            let total = reply::content_range(reply.headers()).and_then(|range| range.total);
+            Ok(Some(FileInfo {
+                size: total,
+                version: reply::version(reply.headers())
+                    .filter(|_| reply::unsettled(reply.headers()).is_none()),
+                modified: reply::modified(reply.headers()),
+                ..FileInfo::default()
+            }))
+        }
+        // Of an empty file there is no first byte.
+        StatusCode::RANGE_NOT_SATISFIABLE => Ok(Some(FileInfo {
+            size: Some(0),
+            ..FileInfo::default()
+        })),
+        StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
+        _ => Err(reply::refusal(url, &reply)),
     }
 }
 

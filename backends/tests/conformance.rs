@@ -90,9 +90,68 @@ fn main() -> ExitCode {
             })
             .locked_out(storage, wrong.parse()?);
         let mut subjects = vec![pvc, read_only, http];
+        subjects.extend(webdav_subjects().await?);
         subjects.extend(ftp_subjects().await?);
         Ok(subjects)
     })
+}
+
+/// With WebDAV, and the servers of other makes: `conformance/servers/http` starts them and sets
+/// the variable.
+async fn webdav_subjects() -> anyhow::Result<Vec<Subject>> {
+    let mut plain = Capabilities::read_only();
+    plain.ranges = true;
+    plain.write = true;
+    let mut claims = plain;
+    claims.list = true;
+    claims.atomic_write = true;
+    claims.directories = true;
+    claims.rename = true;
+    claims.remove = true;
+
+    let server = Server::start_dav(Some("right")).await;
+    let entry = "type = 'http'\nprefix = 'http://'\nwebdav = true";
+    let address = |host| format!("http://me:right@{host}/scratch");
+    let (storage, url) = configured(entry, &address(server.address))?;
+    let locked = url.join("locked");
+    let source = tesk_core::storage::Source::bytes("x");
+    storage.write(&locked, &source).await?;
+    let wrong = locked.with_credentials(Some("me".into()), Some("wrong".into()));
+    let webdav = Subject::new("webdav", storage.clone(), url)
+        .at_least(claims)
+        .locked_out(storage, wrong)
+        .reached_through(server.address, move |proxy| {
+            configured(entry, &address(proxy))
+        });
+
+    let mut subjects = vec![webdav];
+    let urls = std::env::var("TESK_TEST_HTTP").unwrap_or_default();
+    for target in urls.split_whitespace() {
+        let (name, url) = target.split_once('=').context("name=url is expected")?;
+        let webdav = name.contains("webdav");
+        let entry = format!("type = 'http'\nprefix = 'http://'\nwebdav = {webdav}");
+        let (storage, url) = configured(&entry, url)?;
+        let wrong = url.join("locked");
+        let wrong = wrong.with_credentials(Some("me".into()), Some("wrong".into()));
+        let (host, text) = (url.host().to_owned(), url.to_secret_string());
+        let mut subject = Subject::new(name, storage.clone(), url)
+            .at_least(if webdav { claims } else { plain })
+            .locked_out(storage, wrong)
+            .reached_through(host.parse()?, move |proxy| {
+                configured(&entry, &text.replace(&host, &proxy.to_string()))
+            });
+        if name.contains("nginx-webdav") {
+            let reason = "nginx lists no names that begin with a dot";
+            for case in [
+                "a_listing_has_every_file_with_its_size",
+                "a_listed_path_leads_to_its_file",
+            ] {
+                subject = subject.excused(case, reason);
+            }
+        }
+        subjects.push(subject);
+    }
+    Ok(subjects)
 }
 
 async fn ftp_subjects() -> anyhow::Result<Vec<Subject>> {

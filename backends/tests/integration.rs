@@ -7,6 +7,7 @@
 //! - `pvc`: paths and symlinks that want to get out.
 //! - `tls`: certificates.
 //! - `large`: memory.
+//! - `webdav`: servers with WebDAV that are odd, hostile or none.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
@@ -33,6 +34,8 @@ mod network;
 mod pvc;
 #[path = "integration/tls.rs"]
 mod tls;
+#[path = "integration/webdav.rs"]
+mod webdav;
 
 use std::sync::Arc;
 

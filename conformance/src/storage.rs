@@ -79,6 +79,7 @@ pub struct Subject {
     seed: Option<Seed>,
     network: Option<(SocketAddr, Through)>,
     locked_out: Option<(Arc<dyn Storage>, StorageUrl)>,
+    excused: Vec<(&'static str, &'static str)>,
 }
 
 impl fmt::Debug for Subject {
@@ -102,6 +103,7 @@ impl Subject {
             seed: None,
             network: None,
             locked_out: None,
+            excused: Vec::new(),
         }
     }
 
@@ -155,6 +157,14 @@ impl Subject {
         self
     }
 
+    /// A case that no plugin can pass against this server, and why. It is reported as ignored,
+    /// with the reason.
+    #[must_use]
+    pub fn excused(mut self, case: &'static str, reason: &'static str) -> Self {
+        self.excused.push((case, reason));
+        self
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
@@ -187,7 +197,10 @@ impl Subject {
     /// Judges one case, and removes what it has written, where the storage can.
     pub async fn judge(&self, case: &'static Case) -> Judged {
         let begin = Instant::now();
-        let outcome = match self.lacks(case.needs) {
+        let mut excused = self.excused.iter();
+        let excuse = excused.find(|(name, _)| *name == case.name);
+        let excuse = excuse.map(|(_, reason)| (*reason).to_owned());
+        let outcome = match excuse.or_else(|| self.lacks(case.needs)) {
             Some(reason) => Outcome::Ignored(reason),
             None => match self.run(case).await {
                 Ok(()) => Outcome::Passed,

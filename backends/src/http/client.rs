@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url};
@@ -15,6 +16,8 @@ use crate::{client, secret};
 
 /// How many redirects one request follows.
 const MAX_REDIRECTS: usize = 10;
+/// How soon a server hangs up that does so after a refusal.
+const HANGS_UP_IN: Duration = Duration::from_millis(20);
 
 /// Sends requests as the options of one entry say.
 pub(super) struct Client {
@@ -95,6 +98,15 @@ impl Client {
                 .send_once(url, &start, &at, method, headers, body)
                 .await?;
             let Some(next) = redirection(url, method, &at, &reply)? else {
+                let refused = matches!(
+                    reply.status(),
+                    StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE
+                );
+                if refused && matches!(*method, Method::GET | Method::HEAD) {
+                    // nginx hangs up after these, and does not say so. Given back at once, the
+                    // connection would fail the next request.
+                    tokio::time::sleep(HANGS_UP_IN).await;
+                }
                 return Ok(reply);
             };
             if at.scheme() == "https"
@@ -174,7 +186,7 @@ impl Client {
 }
 
 /// The address as it goes over the wire: without credentials and fragment.
-fn request_url(url: &StorageUrl) -> Result<Url> {
+pub(super) fn request_url(url: &StorageUrl) -> Result<Url> {
     let invalid = |message: &str| Error::new(ErrorKind::Invalid, url, message);
     if url.host().is_empty() {
         return Err(invalid("has no host"));
@@ -211,6 +223,16 @@ fn redirection(
     let invalid = |message: String| Error::new(ErrorKind::Invalid, url, message);
     if any_method && method == Method::PUT {
         let message = format!("the server answered a PUT with {status}, which loses the content");
+        return Err(invalid(message));
+    }
+    // To look at a directory can do no harm elsewhere (`303` is not where it is). What changes
+    // something is done where it was asked for, if at all.
+    let looks = matches!(method.as_str(), "GET" | "HEAD")
+        || method.as_str() == "PROPFIND" && status != StatusCode::SEE_OTHER;
+    let moves = method.as_str() == "MOVE";
+    if method != Method::PUT && !looks && (any_method || moves) {
+        let message =
+            format!("the server answered a {method} with {status}, which is not followed");
         return Err(invalid(message));
     }
     let location = reply.headers().get(LOCATION).and_then(|v| v.to_str().ok());

@@ -34,6 +34,9 @@ pub struct Options {
     pub ca_file: Option<PathBuf>,
     /// Seconds to wait for a connection. Default 10.
     pub connect_timeout_secs: Option<u64>,
+    /// Whether the servers speak WebDAV (RFC 4918): directories are listed and made, files
+    /// renamed and removed, and written under another name first. Default false.
+    pub webdav: bool,
     /// Refuse writing. Default false.
     pub read_only: bool,
     /// Whether loopback and private networks are reached. Default true.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::{
-    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED,
+    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED,
     RETRY_AFTER,
 };
 use reqwest::{Response, StatusCode};
@@ -19,7 +19,7 @@ pub(super) fn refusal(url: &StorageUrl, reply: &Response) -> Error {
     Error::new(kind(status), url, message).with_retry_after(retry_after(reply.headers()))
 }
 
-fn kind(status: StatusCode) -> ErrorKind {
+pub(super) fn kind(status: StatusCode) -> ErrorKind {
     match status.as_u16() {
         401 | 407 => ErrorKind::Unauthenticated,
         403 | 451 => ErrorKind::Denied,
@@ -31,6 +31,17 @@ fn kind(status: StatusCode) -> ErrorKind {
         400..=499 => ErrorKind::Invalid,
         _ => ErrorKind::Other,
     }
+}
+
+/// Whether a reply to a GET may be about a directory: some servers answer with a page, some send
+/// to the address with a slash, some refuse.
+pub(super) fn may_be_directory(reply: &Response) -> bool {
+    let status = reply.status();
+    if status.is_success() {
+        return reply.url().path().ends_with('/') || version(reply.headers()).is_none();
+    }
+    status.is_client_error() && !matches!(status.as_u16(), 401 | 407 | 408 | 412 | 416 | 429)
+        || matches!(status.as_u16(), 500 | 501)
 }
 
 /// Seconds, or a date (RFC 9110, 10.2.3).
@@ -47,10 +58,10 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 /// What the headers of a whole file tell.
 pub(super) fn file_info(headers: &HeaderMap) -> FileInfo {
     // Without ranges a version is of no use, and would have core ask for ranges.
-    let ranges = text(headers, &ACCEPT_RANGES).is_some_and(|v| v.eq_ignore_ascii_case("bytes"));
+    let sure = has_ranges(headers) && unsettled(headers).is_none();
     FileInfo {
         size: content_length(headers),
-        version: version(headers).filter(|_| ranges),
+        version: version(headers).filter(|_| sure),
         checksum: checksum(headers),
         mode: None,
         modified: modified(headers),
@@ -59,20 +70,71 @@ pub(super) fn file_info(headers: &HeaderMap) -> FileInfo {
 
 /// The time of the last change.
 pub(super) fn modified(headers: &HeaderMap) -> Option<Timestamp> {
-    let date = httpdate::parse_http_date(text(headers, &LAST_MODIFIED)?).ok()?;
-    Some(Timestamp::from_system(date))
+    text(headers, &LAST_MODIFIED).and_then(timestamp)
+}
+
+/// A time as HTTP writes it (RFC 9110, 5.6.7).
+pub(super) fn timestamp(text: &str) -> Option<Timestamp> {
+    httpdate::parse_http_date(text)
+        .ok()
+        .map(Timestamp::from_system)
 }
 
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     text(headers, &CONTENT_LENGTH)?.parse().ok()
 }
 
+pub(super) fn has_ranges(headers: &HeaderMap) -> bool {
+    text(headers, &ACCEPT_RANGES).is_some_and(|v| v.eq_ignore_ascii_case("bytes"))
+}
+
 /// A strong entity tag, or the time of the last change.
 pub(super) fn version(headers: &HeaderMap) -> Option<Version> {
-    text(headers, &ETAG)
-        .filter(|tag| tag.len() >= 2 && tag.starts_with('"') && tag.ends_with('"'))
-        .or_else(|| text(headers, &LAST_MODIFIED))
+    version_of(text(headers, &ETAG), text(headers, &LAST_MODIFIED))
         .map(|version| Version(version.to_owned()))
+}
+
+pub(super) fn version_of<'a>(tag: Option<&'a str>, modified: Option<&'a str>) -> Option<&'a str> {
+    tag.filter(|tag| tag.len() >= 2 && tag.starts_with('"') && tag.ends_with('"'))
+        .or(modified)
+}
+
+/// Whether a reply is about this version. Listings may know the time of one only.
+pub(super) fn is_version(headers: &HeaderMap, wanted: &Version) -> bool {
+    let wanted = wanted.0.as_str();
+    let (tag, modified) = (text(headers, &ETAG), text(headers, &LAST_MODIFIED));
+    version_of(tag, modified) == Some(wanted) || modified == Some(wanted)
+}
+
+/// The server's clock.
+pub(super) fn date(headers: &HeaderMap) -> Option<SystemTime> {
+    httpdate::parse_http_date(text(headers, &DATE)?).ok()
+}
+
+/// How long the version in these headers may still stay the same while the content changes.
+pub(super) fn unsettled(headers: &HeaderMap) -> Option<Duration> {
+    let (tag, modified) = (text(headers, &ETAG), text(headers, &LAST_MODIFIED));
+    settles_in(tag, modified, date(headers))
+}
+
+/// How long another change may still leave the version as it is: times have seconds (RFC 9110,
+/// 8.8.2.2), and so have the entity tags that are made of them. `now` is the server's clock.
+pub(super) fn settles_in(
+    tag: Option<&str>,
+    modified: Option<&str>,
+    now: Option<SystemTime>,
+) -> Option<Duration> {
+    let changed = httpdate::parse_http_date(modified?).ok()?;
+    let version = version_of(tag, modified)?;
+    let seconds = changed.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    let tells_second =
+        Some(version) == modified || version.contains(&format!("{:x}", seconds.as_secs()));
+    // A second more, as clocks and files' times are rounded.
+    let settled = changed + Duration::from_secs(2);
+    let now = now?;
+    let may_be_now = now + Duration::from_secs(1) >= changed && now < settled;
+    let left = settled.duration_since(now).ok()?;
+    (tells_second && may_be_now).then_some(left)
 }
 
 /// `Content-Range: bytes <start>-<last>/<total>`.
@@ -153,6 +215,35 @@ mod tests {
         assert_eq!(modified.as_millis(), 784_111_777_000);
         let no_ranges = file_info(&headers(&[("etag", "\"a\"")]));
         assert_eq!(no_ranges.version, None);
+    }
+
+    #[test]
+    fn a_version_of_this_very_second_is_none() {
+        let at = |second: u64| {
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + second);
+            httpdate::fmt_http_date(time)
+        };
+        let version = |tag: &str, changed: u64, now: u64| {
+            let pairs = [
+                ("accept-ranges", "bytes"),
+                ("etag", tag),
+                ("last-modified", &at(changed)),
+                ("date", &at(now)),
+            ];
+            file_info(&headers(&pairs)).version
+        };
+        // As nginx makes them: of the time and the size.
+        let nginx = format!("\"{:x}-5\"", 1_700_000_010);
+        for tag in [&nginx, "W/\"weak\""] {
+            for now in [9, 10, 11] {
+                assert_eq!(version(tag, 10, now), None, "{tag} {now}");
+            }
+            // A time in the future is none of a change just now.
+            for now in [1, 12, 1000] {
+                assert!(version(tag, 10, now).is_some(), "{tag} {now}");
+            }
+        }
+        assert!(version("\"of the content\"", 10, 10).is_some());
     }
 
     #[test]

@@ -219,6 +219,31 @@ async fn a_part_from_another_place_is_refused() {
 }
 
 #[tokio::test]
+async fn a_server_that_hangs_up_after_a_refusal_does_not_fail_the_next_request() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let _ = client.read(&mut request).await;
+            let reply = "HTTP/1.1 412 no\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nno";
+            client.write_all(reply.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    let url = super::url(&format!("http://{address}/x"));
+    let storage = Bench::new().engine.registry().route(&url).unwrap();
+    for _ in 0..20 {
+        let version = tesk_core::storage::Version("\"v\"".into());
+        let range = tesk_core::storage::ByteRange::FULL;
+        let error = storage.read(&url, range, Some(&version)).await;
+        let error = error.err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    }
+}
+
+#[tokio::test]
 async fn where_head_is_refused_a_get_tells_the_size() {
     let server = Server::start().await;
     server.put("/x", content(100));
@@ -252,6 +277,31 @@ async fn a_checksum_that_a_server_tells_is_compared() {
     );
     let error = Bench::new().fetch(&server.url("/wrong")).await.unwrap_err();
     assert!(error.to_string().contains("checksum"), "{error}");
+}
+
+#[tokio::test]
+async fn what_was_put_is_compared_with_the_checksum_that_a_server_tells() {
+    use sha2::Digest as _;
+    for (entry, what) in [("", "PUT"), ("\nwebdav = true", "MOVE")] {
+        let entry = format!("[[storage]]\ntype = 'http'\nprefix = 'http://'{entry}");
+        let server = Server::start_dav(None).await;
+        for (stored, fine) in [("right", true), ("wrong", false)] {
+            let sum = sha2::Sha256::digest(stored);
+            let sum = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, sum);
+            server.script(move |method, _, _| {
+                let reply = Response::builder()
+                    .header("repr-digest", format!("sha-256=:{sum}:"))
+                    .header(header::CONTENT_LENGTH, 5);
+                (method == Method::HEAD).then(|| reply.body(Body::empty()).unwrap())
+            });
+            let stored = Bench::with(&entry).store(b"right", &server.url("/x")).await;
+            assert_eq!(stored.is_ok(), fine, "{what}: {stored:?}");
+            if let Err(error) = stored {
+                assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+                assert!(error.to_string().contains("checksum"), "{error}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! A web server in this process: files in memory, and any misbehaviour that a test scripts.
+//! A web server in this process, with WebDAV or without: files in memory, and any misbehaviour
+//! that a test scripts.
 
 #![allow(
     dead_code,
@@ -15,6 +16,8 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use dav_server::DavHandler;
+use dav_server::memfs::MemFs;
 
 /// Answers a request in place of the server; `None` lets the server answer.
 pub(crate) type Script = Box<dyn Fn(&Method, &str, &HeaderMap) -> Option<Response> + Send + Sync>;
@@ -33,6 +36,7 @@ struct Inner {
     script: Mutex<Option<Script>>,
     requests: Mutex<Vec<(Method, String, HeaderMap)>>,
     password: Option<String>,
+    dav: Option<DavHandler>,
 }
 
 impl Server {
@@ -42,10 +46,29 @@ impl Server {
 
     /// With a password every request needs it, whoever the user is.
     pub(crate) async fn start_with_password(password: Option<&str>) -> Self {
-        let inner = Arc::new(Inner {
+        let inner = Inner {
             password: password.map(str::to_owned),
             ..Inner::default()
-        });
+        };
+        Self::serve(inner).await
+    }
+
+    /// With WebDAV; its files are its own.
+    pub(crate) async fn start_dav(password: Option<&str>) -> Self {
+        let inner = Inner {
+            password: password.map(str::to_owned),
+            dav: Some(
+                DavHandler::builder()
+                    .filesystem(MemFs::new())
+                    .build_handler(),
+            ),
+            ..Inner::default()
+        };
+        Self::serve(inner).await
+    }
+
+    async fn serve(inner: Inner) -> Self {
+        let inner = Arc::new(inner);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().fallback(answer).with_state(inner.clone());
@@ -96,7 +119,7 @@ async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         .path_and_query()
         .map_or("", |p| p.as_str())
         .to_owned();
-    let (method, headers) = (parts.method, parts.headers);
+    let (method, headers) = (parts.method.clone(), parts.headers.clone());
     let seen = (method.clone(), whole.clone(), headers.clone());
     inner.requests.lock().unwrap().push(seen);
     let scripted = inner
@@ -121,6 +144,10 @@ async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         if sent.split_once(':').is_none_or(|(_, p)| p != password) {
             return StatusCode::UNAUTHORIZED.into_response();
         }
+    }
+    if let Some(dav) = &inner.dav {
+        let request = Request::from_parts(parts, body);
+        return dav.handle(request).await.map(Body::new);
     }
     if method == Method::PUT {
         // A length, as servers that store need it.

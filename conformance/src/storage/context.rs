@@ -1,6 +1,7 @@
 //! What a case works with.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use tesk_core::rooted::{RelPath, Root, Symlinks};
 use tesk_core::storage::{
     ByteRange, Capabilities, Entry, EntryKind, Error, ErrorKind, FileInfo, LocalPath, Registry,
-    Source, Storage, StorageUrl, Written,
+    Source, Storage, StorageUrl, Version, Written,
 };
 use tesk_core::transfer::{Engine, Settings};
 
@@ -136,6 +137,19 @@ impl Context {
             Some(EntryKind::File(info)) => Ok(info),
             found => bail!("{url}: stat finds {found:?}, not a file"),
         }
+    }
+
+    /// The version of a file that is there, if it has one: where versions are times, a file that
+    /// was written just now has none yet.
+    pub async fn version(&self, url: &StorageUrl) -> anyhow::Result<Option<Version>> {
+        for _ in 0..30 {
+            let version = self.file_info(url).await?.version;
+            if version.is_some() {
+                return Ok(version);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(None)
     }
 
     /// What `stat` tells.

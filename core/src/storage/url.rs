@@ -148,9 +148,10 @@ impl StorageUrl {
         }
     }
 
-    /// The address of another file in the same directory; `name` needs no escaping.
+    /// The address of another file in the same directory, or of the directory itself for an
+    /// empty `name`; `name` needs no escaping.
     #[must_use]
-    pub(crate) fn sibling(&self, name: &str) -> Self {
+    pub fn sibling(&self, name: &str) -> Self {
         let (path, tail) = self.rest.split_at(self.path().len());
         let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
         Self {

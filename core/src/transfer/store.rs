@@ -212,6 +212,7 @@ impl Engine {
         if written.size != source.size() {
             return corrupt(written.size);
         }
+        let mut checksum = written.checksum.clone();
         if !storage.capabilities().atomic_write {
             // The protocol itself does not tell a whole file from a part of one.
             match in_time(&self.settings, url, storage.stat(url)).await {
@@ -222,6 +223,7 @@ impl Engine {
                     if let Some(found) = info.size.filter(|found| *found != source.size()) {
                         return corrupt(found);
                     }
+                    checksum = checksum.or(info.checksum);
                 }
                 Ok(_) => return corrupt(0),
                 // Who may write may not always look: a signed address is good for one thing.
@@ -233,7 +235,7 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
-        let wanted = written.checksum.as_ref().filter(|_| self.settings.verify);
+        let wanted = checksum.as_ref().filter(|_| self.settings.verify);
         if wanted.is_none() {
             return Ok(());
         }

@@ -68,7 +68,7 @@ async fn a_range_beyond_the_end_is_an_error(context: Context) -> anyhow::Result<
 
 async fn the_present_version_is_read(context: Context) -> anyhow::Result<()> {
     let url = context.put("file", &b"12345"[..]).await?;
-    let Some(version) = context.file_info(&url).await?.version else {
+    let Some(version) = context.version(&url).await? else {
         bail!(Skip("its files have no versions"));
     };
     let read = context
@@ -80,7 +80,7 @@ async fn the_present_version_is_read(context: Context) -> anyhow::Result<()> {
 
 async fn another_version_is_corrupt(context: Context) -> anyhow::Result<()> {
     let url = context.put("file", &b"12345"[..]).await?;
-    let Some(version) = context.file_info(&url).await?.version else {
+    let Some(version) = context.version(&url).await? else {
         bail!(Skip("its files have no versions"));
     };
     context.put("file", &b"1234567"[..]).await?;

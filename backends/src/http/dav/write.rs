@@ -1,0 +1,234 @@
+//! Writing a file: under another name first, then moved.
+
+use std::sync::Arc;
+
+use reqwest::StatusCode;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use tesk_core::storage::{Error, ErrorKind, Result, Source, StorageUrl, Written};
+
+use super::super::{client, head, put, reply};
+use super::{Dav, Kind, directory, done, header, parent, plain, temp_name};
+
+impl Dav {
+    /// Writes `source` to the file `url`; its directories are made.
+    pub(in super::super) async fn write(
+        self: &Arc<Self>,
+        url: &StorageUrl,
+        source: &Source,
+    ) -> Result<Written> {
+        let url = plain(url)?;
+        let Some(parent) = parent(&url) else {
+            let message = "is the root directory, not a file";
+            return Err(Error::new(ErrorKind::Invalid, &url, message));
+        };
+        self.have_directory(&parent).await?;
+        let temporary = Temporary {
+            url: Some(url.sibling(&temp_name())),
+            dav: self.clone(),
+        };
+        let stored = async {
+            let at = temporary.url.as_ref().unwrap_or(&url);
+            let written = self.store(&url, at, &parent, source).await?;
+            self.place(at, &url).await?;
+            Ok(written)
+        };
+        match stored.await {
+            Ok(written) => {
+                temporary.keep();
+                Ok(written)
+            }
+            Err(error) => {
+                temporary.remove().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Stores `source` at `at`, what is to become the file `url`.
+    async fn store(
+        &self,
+        url: &StorageUrl,
+        at: &StorageUrl,
+        parent: &StorageUrl,
+        source: &Source,
+    ) -> Result<Written> {
+        let mut reply = put(&self.client, at, source).await?;
+        // The directory may be gone since it was seen.
+        if matches!(
+            reply.status(),
+            StatusCode::NOT_FOUND | StatusCode::CONFLICT | StatusCode::GONE
+        ) {
+            self.forget();
+            self.have_directory(parent).await?;
+            reply = put(&self.client, at, source).await?;
+        }
+        if !matches!(
+            reply.status(),
+            StatusCode::OK | StatusCode::CREATED | StatusCode::NO_CONTENT
+        ) {
+            return Err(reply::refusal(url, &reply));
+        }
+        // What arrived is seen before it takes the place of anything.
+        let size = source.size();
+        let found = head(&self.client, at).await?.unwrap_or_default();
+        if let Some(found) = found.size.filter(|found| *found != size) {
+            let message = format!("{found} bytes arrived of {size}");
+            return Err(Error::new(ErrorKind::Corrupt, url, message));
+        }
+        Ok(Written {
+            size,
+            version: None,
+            checksum: found.checksum,
+        })
+    }
+
+    /// Renames the file `from` to `to`; the directories of `to` are made.
+    pub(in super::super) async fn rename(&self, from: &StorageUrl, to: &StorageUrl) -> Result<()> {
+        let (from, to) = (plain(from)?, plain(to)?);
+        if client::request_url(&from)?.origin() != client::request_url(&to)?.origin() {
+            let message = "cannot be renamed to another server";
+            return Err(Error::new(ErrorKind::Invalid, &from, message));
+        }
+        if self.kind(&from).await?.is_none() {
+            let message = "there is no such file";
+            return Err(Error::new(ErrorKind::NotFound, &from, message));
+        }
+        if let Some(parent) = parent(&to) {
+            self.have_directory(&parent).await?;
+        }
+        self.place(&from, &to).await
+    }
+
+    /// Moves the file `from` over whatever file is at `to`.
+    async fn place(&self, from: &StorageUrl, to: &StorageUrl) -> Result<()> {
+        if self.move_once(from, to, "F").await? {
+            return Ok(());
+        }
+        // Something is there. A directory would go with everything in it.
+        if self.kind(to).await? == Some(Kind::Directory) {
+            let message = "there is a directory of that name";
+            return Err(Error::new(ErrorKind::Invalid, to, message));
+        }
+        if self.move_once(from, to, "T").await? {
+            return Ok(());
+        }
+        let message = "the server does not replace the file that is there";
+        Err(Error::new(ErrorKind::Denied, to, message))
+    }
+
+    /// False if something is there already, and may not be overwritten.
+    async fn move_once(
+        &self,
+        from: &StorageUrl,
+        to: &StorageUrl,
+        overwrite: &'static str,
+    ) -> Result<bool> {
+        let target = client::request_url(to)?;
+        // Behind a proxy a server may take its own address for that of another; without host it
+        // is asked again. Some take none without host.
+        let mut address = target.clone();
+        address.set_query(None);
+        for destination in [address.as_str(), target.path()] {
+            let value = HeaderValue::try_from(destination)
+                .map_err(|e| Error::new(ErrorKind::Invalid, to, "is no http url").with_source(e))?;
+            let mut headers = HeaderMap::from_iter([header("overwrite", overwrite)]);
+            headers.insert(HeaderName::from_static("destination"), value);
+            let reply = self.send(from, b"MOVE", headers).await?;
+            match reply.status() {
+                StatusCode::PRECONDITION_FAILED => return Ok(false),
+                StatusCode::BAD_REQUEST | StatusCode::BAD_GATEWAY
+                    if destination != target.path() => {}
+                _ => return done(to, reply).await.map(|()| true),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Makes the directory `url` and those it is in.
+    pub(in super::super) async fn make_directory(&self, url: &StorageUrl) -> Result<()> {
+        let url = plain(url)?;
+        // It may be gone since it was seen.
+        self.known().remove(&super::key(&url));
+        self.have_directory(&url).await
+    }
+
+    async fn have_directory(&self, url: &StorageUrl) -> Result<()> {
+        if self.knows(url) {
+            return Ok(());
+        }
+        let _alone = self.making.lock().await;
+        let mut missing = Vec::new();
+        let mut at = directory(url);
+        while !self.knows(&at) {
+            let Some(above) = parent(&at) else {
+                break;
+            };
+            if self.is_directory(&at).await? {
+                self.learn(&at);
+                break;
+            }
+            missing.push(at);
+            at = above;
+        }
+        for at in missing.into_iter().rev() {
+            let reply = self.send(&at, b"MKCOL", HeaderMap::new()).await?;
+            if !reply.status().is_success() {
+                let refusal = reply::refusal(&at, &reply);
+                // Somebody else may have been faster.
+                if !self.is_directory(&at).await? {
+                    return Err(refusal);
+                }
+            }
+            self.learn(&at);
+        }
+        Ok(())
+    }
+
+    async fn is_directory(&self, url: &StorageUrl) -> Result<bool> {
+        match self.kind(url).await? {
+            Some(Kind::Directory) => Ok(true),
+            None => Ok(false),
+            Some(Kind::File) => {
+                let message = "is a file, not a directory";
+                Err(Error::new(ErrorKind::Invalid, url, message))
+            }
+        }
+    }
+}
+
+/// A file that is not finished. Removed when it is dropped, by a task of its own.
+struct Temporary {
+    url: Option<StorageUrl>,
+    dav: Arc<Dav>,
+}
+
+impl Temporary {
+    /// It has its real name now.
+    fn keep(mut self) {
+        self.url = None;
+    }
+
+    async fn remove(mut self) {
+        if let Some(url) = self.url.take() {
+            remove_quietly(&self.dav, &url).await;
+        }
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(url) = self.url.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let dav = self.dav.clone();
+            runtime.spawn(async move { remove_quietly(&dav, &url).await });
+        }
+    }
+}
+
+/// The first error is the one to tell; this one is only logged.
+async fn remove_quietly(dav: &Dav, url: &StorageUrl) {
+    if let Err(error) = dav.delete(url).await {
+        tracing::warn!(%error, "a temporary file is left behind");
+    }
+}
