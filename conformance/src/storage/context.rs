@@ -180,6 +180,8 @@ impl Context {
         let settings = Settings {
             retry_base_ms: 10,
             progress_timeout_secs: 2,
+            // A server that never had the data connection may never answer for it.
+            commit_timeout_secs: 20,
             range_mib: 1,
             ..Settings::default()
         };
