@@ -67,3 +67,85 @@ pub fn default_entries() -> Vec<ConfigEntry> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod fuzz {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    use super::*;
+
+    const KEYS: &[&str] = &[
+        "path",
+        "read_only",
+        "durable",
+        "username",
+        "password_file",
+        "password_env",
+        "netrc",
+        "tls",
+        "tls13",
+        "ca_file",
+        "passive",
+        "connections",
+        "idle_secs",
+        "connect_timeout_secs",
+        "allow_private",
+        "deny_networks",
+        "allow_networks",
+        "bearer_file",
+        "bearer_env",
+        "headers",
+        "proxy",
+        "endpoint",
+        "region",
+        "access_key_id_env",
+        "profile",
+        "anonymous",
+        "part_mib",
+        "zebra",
+    ];
+    const VALUES: &[&str] = &[
+        "true",
+        "false",
+        "0",
+        "-1",
+        "1",
+        "9223372036854775807",
+        "1e300",
+        "''",
+        "'x'",
+        "'explicit'",
+        "'epsv'",
+        "'s3cr3t'",
+        "'/nothing'",
+        "'http://h:1/'",
+        "'://'",
+        "'10.0.0.0/8'",
+        "[]",
+        "['x']",
+        "['::/0']",
+        "{}",
+        "{ a = 'b' }",
+        "2024-01-01",
+    ];
+
+    proptest! {
+        #[test]
+        fn no_entry_makes_a_factory_panic(
+            kind in select(vec!["ftp", "http", "pvc", "s3", "gopher"]),
+            prefix in "(ftp|ftps|http|https|s3|file|é)?(:|:/|://)[a-z:@/.]{0,6}",
+            options in proptest::collection::btree_map(select(KEYS), select(VALUES), 0..5),
+        ) {
+            let options = options.iter().map(|(key, value)| format!("{key} = {value}\n"));
+            let entry = ConfigEntry {
+                kind: kind.to_owned(),
+                prefix: Prefixes::One(prefix),
+                options: toml::from_str(&options.collect::<String>()).unwrap(),
+            };
+            if let Err(error) = builtin().build(&[entry]) {
+                prop_assert!(!error.to_string().is_empty());
+            }
+        }
+    }
+}

@@ -196,6 +196,41 @@ impl<'a> Tokens<'a> {
 }
 
 #[cfg(test)]
+mod fuzz {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn quoted(text: &str) -> String {
+        let escaped = text.replace('\\', "\\\\").replace('"', "\\\"");
+        format!("\"{}\"", escaped.replace('\n', "\\n"))
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_reading_panic_or_is_quoted(
+            words in proptest::collection::vec(
+                "(machine|default|login|password|macdef|account|\"[a\\\\\"]{0,3}|#|s3cr3t|é| |\n|\n\n)", 0..20
+            )
+        ) {
+            for between in ["", " "] {
+                if let Err(error) = Netrc::parse(&words.join(between)) {
+                    prop_assert!(!error.contains("s3cr3t"), "{}", error);
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_quoted_is_read_as_it_is(login in "[ -~é\n\t]{1,12}", password in "[ -~é\n\t]{0,12}") {
+            let (l, p) = (quoted(&login), quoted(&password));
+            let netrc = Netrc::parse(&format!("machine H login {l}\npassword {p} machine i")).unwrap();
+            prop_assert_eq!(netrc.credentials("h"), Some((login.as_str(), password.as_str())));
+            prop_assert_eq!(netrc.credentials("i"), None);
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

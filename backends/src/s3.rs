@@ -34,27 +34,16 @@
 //!
 //! # Uploads
 //!
-//! An object of up to 8 MiB is sent in one request, a larger one in parts, of which core sends
+//! An object of up to 5 MiB is sent in one request, a larger one in parts, of which core sends
 //! several at the same time and each again when it fails. Nothing is visible before the last
 //! request. An upload that fails or is dropped is aborted; one whose program was killed is not,
 //! so give buckets a lifecycle rule that aborts incomplete uploads.
 //!
 //! A small object is read into memory first, and signed with its hash; all of an entry together
-//! take 16 MiB. A part is `max(8 MiB, size / 10000)` large, rounded up to whole MiB, and read as it
-//! is sent.
-//! Core nevertheless counts a part as memory, which it is where `checksum` is set, so that with
-//! the default of 64 MiB for all transfers together as many parts are under way as the last column
-//! tells:
-//!
-//! | object | part | parts | at the same time |
-//! |---|---|---|---|
-//! | to 8 MiB | whole | 1 | |
-//! | to 78 GiB | 8 MiB | 10,000 | 8 |
-//! | 100 GB | 10 MiB | 9,537 | 6 |
-//! | 250 GB | 24 MiB | 9,935 | 2 |
-//! | 500 GB | 48 MiB | 9,935 | 1 |
-//! | 1 TiB | 105 MiB | 9,987 | 1, and holds 105 MiB with a `checksum` |
-//! | 5 TiB | 525 MiB | 9,987 | 1, and holds 525 MiB with a `checksum` |
+//! take 16 MiB. A part is `max(5 MiB, size / 10000)` large, rounded up to whole MiB, and read as it
+//! is sent. With `checksum` a file of this machine is read twice, first for the checksum; a part
+//! that comes from elsewhere is kept in memory up to 16 MiB, and a larger one fetched twice. So
+//! memory is bounded whatever the size; `docs/backends.md` has a table.
 //!
 //! # Versions and checksums
 //!

@@ -164,23 +164,36 @@ async fn ftp_subjects() -> anyhow::Result<Vec<Subject>> {
     claims.rename = true;
     claims.remove = true;
 
-    let server = Box::leak(Box::new(FtpServer::start().await));
-    server.put("locked", "x");
-    let entry = "type = 'ftp'\nprefix = 'ftp://'\ncommand_timeout_secs = 5";
-    let (storage, url) = configured(entry, &server.url("/scratch"))?;
-    let wrong = server.url("/locked").replace("right", "wrong");
-    let plain = Subject::new("ftp", storage.clone(), url)
-        .on("libunftp, in the test")
-        .at_least(claims)
-        .locked_out(storage, wrong.parse()?)
-        .reached_through(ftp::switchboard().await, |proxy| {
-            let gateway = ftp::gateway(server.address, proxy);
-            configured(entry, &format!("ftp://me:right@{gateway}/scratch"))
-        });
-
-    // TLS is judged against real servers: the one in this process may read past AUTH TLS when the
-    // machine is busy, and then answers the handshake in the clear.
-    let mut subjects = vec![plain];
+    let mut subjects = Vec::new();
+    for (name, server) in [
+        ("ftp", FtpServer::start().await),
+        ("ftp-tls", FtpServer::start_encrypted(false).await),
+        ("ftps", FtpServer::start_encrypted(true).await),
+    ] {
+        let server: &FtpServer = Box::leak(Box::new(server));
+        server.put("locked", "x");
+        let (scheme, tls) = match name {
+            "ftp" => ("ftp", "none"),
+            "ftp-tls" => ("ftp", "explicit"),
+            _ => ("ftps", "implicit"),
+        };
+        let mut entry = format!("type = 'ftp'\nprefix = '{scheme}://'\ntls = '{tls}'");
+        entry.push_str("\ncommand_timeout_secs = 5");
+        if tls != "none" {
+            entry = format!("{entry}\nca_file = '{}'", server.ca_file().display());
+        }
+        let address = move |host| format!("{scheme}://me:right@{host}/scratch");
+        let (storage, url) = configured(&entry, &address(server.address))?;
+        let wrong = format!("{scheme}://me:wrong@{}/locked", server.address);
+        let subject = Subject::new(name, storage.clone(), url)
+            .on("libunftp, in the test")
+            .at_least(claims)
+            .locked_out(storage, wrong.parse()?)
+            .reached_through(ftp::front::switchboard().await, move |proxy| {
+                configured(&entry, &address(server.through(proxy)))
+            });
+        subjects.push(subject);
+    }
     // Servers of other makes: `conformance/servers/ftp` starts them and sets this.
     if let Ok(urls) = std::env::var("TESK_TEST_FTP") {
         let ca_file = std::env::var("TESK_TEST_FTP_CA").unwrap_or_default();

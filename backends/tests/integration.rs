@@ -1,5 +1,6 @@
 //! The backends behind the transfer engine, as a task meets them.
 //!
+//! - `breaking`: lines that keep breaking.
 //! - `docs`: the configurations in the docs.
 //! - `ftp`: a real server, and ones that answer oddly, lie or fall over.
 //! - `http`: servers that answer oddly, redirect, lie or fall over.
@@ -11,6 +12,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+#[path = "support/cuts.rs"]
+mod cuts;
 #[path = "support/ftp.rs"]
 mod ftp_server;
 #[path = "support/scripted_ftp.rs"]
@@ -18,6 +21,8 @@ mod scripted_ftp;
 #[path = "support/server.rs"]
 mod server;
 
+#[path = "integration/breaking.rs"]
+mod breaking;
 #[path = "integration/docs.rs"]
 mod docs;
 #[path = "integration/ftp.rs"]
@@ -76,11 +81,16 @@ impl Bench {
     }
 
     fn with(config: &str) -> Self {
+        Self::with_ranges(config, 1)
+    }
+
+    /// The same, with large files read in ranges of so many MiB.
+    fn with_ranges(config: &str, range_mib: u64) -> Self {
         let settings = Settings {
             retry_base_ms: 5,
             retry_max_ms: 20,
             progress_timeout_secs: 2,
-            range_mib: 1,
+            range_mib,
             ..Settings::default()
         };
         Self {

@@ -1,10 +1,13 @@
 //! The S3 backend behind the transfer engine, against a server in this process.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/cuts.rs"]
+mod cuts;
 #[path = "support/s3_server.rs"]
 mod s3_server;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
@@ -149,8 +152,8 @@ async fn a_large_object_goes_in_parts_and_comes_back_in_ranges() {
     let Some(EntryKind::File(info)) = info.unwrap().map(|e| e.kind) else {
         panic!("no file");
     };
-    assert_eq!(info.checksum, None, "six parts have no MD5");
-    assert!(info.version.unwrap().0.ends_with("-6\""));
+    assert_eq!(info.checksum, None, "nine parts have no MD5");
+    assert!(info.version.unwrap().0.ends_with("-9\""));
     engine
         .fetch_file(&url("s3://bucket/large"), &bench.local("back"), false)
         .await
@@ -181,6 +184,29 @@ async fn a_cut_in_the_middle_costs_a_part_and_not_the_object() {
         "no part that had arrived was sent again"
     );
     assert!(proxy.connections() > 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn little_goes_twice_over_a_line_that_keeps_breaking() {
+    let bench = Bench::new().await;
+    let content = cuts::content();
+    let file = bench.file("out", &content);
+    let large = url("s3://bucket/large");
+
+    let proxy = Proxy::start(bench.server.address).await.unwrap();
+    let breaking = engine(&bench.through(proxy.address()));
+    cuts::breaks_uploads(&proxy);
+    breaking.store_file(&file, &large).await.unwrap();
+    assert!(bench.server.content("large").unwrap() == content);
+    cuts::check("s3, delivered", &proxy, proxy.bytes_to_server());
+
+    let proxy = Proxy::start(bench.server.address).await.unwrap();
+    let breaking = engine(&bench.through(proxy.address()));
+    cuts::breaks(&proxy);
+    let back = bench.local("back");
+    breaking.fetch_file(&large, &back, false).await.unwrap();
+    assert!(std::fs::read(bench.directory.path().join("back")).unwrap() == content);
+    cuts::check("s3, fetched", &proxy, proxy.bytes_to_client());
 }
 
 #[tokio::test]
@@ -539,6 +565,39 @@ async fn checksums_and_settings_go_with_what_is_written() {
     ] {
         assert_eq!(bench.server.header(name).as_deref(), Some(value), "{name}");
     }
+}
+
+#[tokio::test]
+async fn the_checksum_of_a_part_is_sent_whether_it_is_read_twice_or_kept() {
+    use base64::Engine as _;
+    use md5::Digest as _;
+    let bench = Bench::with("checksum = 'md5'").await;
+    let part = content(5 << 20);
+    let sum = md5::Md5::digest(&part);
+    let sum = base64::engine::general_purpose::STANDARD.encode(sum);
+    // Two equal parts: whichever is the last that is sent has this checksum.
+    let content = part.repeat(2);
+    let file = bench.file("out", &content);
+    let (engine, to) = (engine(&bench.config), url("s3://bucket/file"));
+    engine.store_file(&file, &to).await.unwrap();
+    assert_eq!(bench.server.header("content-md5").as_ref(), Some(&sum));
+    assert!(bench.server.content("file").unwrap() == content);
+    let counters = engine.counters();
+    let moved = counters.bytes_done.load(Ordering::Relaxed);
+    assert_eq!(moved, content.len() as u64, "counted once, if read twice");
+
+    // From another storage: nothing is read twice.
+    bench.server.put("from", content.clone());
+    let (from, to) = (url("s3://bucket/from"), url("s3://bucket/copy"));
+    engine.copy(&from, &to).await.unwrap();
+    assert_eq!(bench.server.header("content-md5").as_ref(), Some(&sum));
+    assert!(bench.server.content("copy").unwrap() == content);
+
+    let storage = bench.storage();
+    let upload = storage.begin_upload(&to, 10 << 20).await.unwrap();
+    let local = Source::local(&file).unwrap();
+    assert_eq!(upload.part_memory(&local), 0);
+    assert_eq!(upload.part_memory(&Source::bytes(content)), 5 << 20);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ struct Plan {
     /// For the next connections, one each.
     next: Mutex<VecDeque<Fault>>,
     connections: AtomicUsize,
+    to_client: AtomicU64,
+    to_server: AtomicU64,
 }
 
 impl Proxy {
@@ -56,7 +58,7 @@ impl Proxy {
                 shared.connections.fetch_add(1, Ordering::Relaxed);
                 let mut next = shared.next.lock().unwrap_or_else(PoisonError::into_inner);
                 let fault = next.pop_front().unwrap_or(Fault::None);
-                tokio::spawn(connect(client, server, fault));
+                tokio::spawn(connect(client, server, fault, shared.clone()));
             }
         });
         Ok(Self {
@@ -85,6 +87,16 @@ impl Proxy {
     pub fn connections(&self) -> usize {
         self.plan.connections.load(Ordering::Relaxed)
     }
+
+    /// How many bytes have gone to clients.
+    pub fn bytes_to_client(&self) -> u64 {
+        self.plan.to_client.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes have gone to the server.
+    pub fn bytes_to_server(&self) -> u64 {
+        self.plan.to_server.load(Ordering::Relaxed)
+    }
 }
 
 impl Drop for Proxy {
@@ -93,7 +105,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn connect(client: TcpStream, server: SocketAddr, fault: Fault) {
+async fn connect(client: TcpStream, server: SocketAddr, fault: Fault, plan: Arc<Plan>) {
     if fault == Fault::Refuse {
         return;
     }
@@ -107,7 +119,8 @@ async fn connect(client: TcpStream, server: SocketAddr, fault: Fault) {
             Fault::CutUploadAfter(bytes) => bytes,
             _ => u64::MAX,
         };
-        let ended = relay(&mut from_client, &mut to_server, limit, None).await;
+        let counter = &plan.to_server;
+        let ended = relay(&mut from_client, &mut to_server, limit, None, counter).await;
         let _ = to_server.shutdown().await;
         ended
     };
@@ -117,7 +130,8 @@ async fn connect(client: TcpStream, server: SocketAddr, fault: Fault) {
             Fault::Slow(bytes) => (u64::MAX, Some(bytes)),
             _ => (u64::MAX, None),
         };
-        let ended = relay(&mut from_server, &mut to_client, limit, pace).await;
+        let counter = &plan.to_client;
+        let ended = relay(&mut from_server, &mut to_client, limit, pace, counter).await;
         if ended == Ended::Limit && matches!(fault, Fault::StallAfter(_)) {
             std::future::pending::<()>().await;
         }
@@ -144,6 +158,7 @@ async fn relay(
     to: &mut (impl tokio::io::AsyncWrite + Unpin),
     mut limit: u64,
     pace: Option<u64>,
+    counter: &AtomicU64,
 ) -> Ended {
     let mut buffer = vec![0; 64 << 10];
     let at_once = pace.map_or(buffer.len(), |pace| (pace / 20).max(1) as usize);
@@ -161,6 +176,7 @@ async fn relay(
                     return Ended::Eof;
                 }
                 limit -= read as u64;
+                counter.fetch_add(read as u64, Ordering::Relaxed);
             }
         }
         if pace.is_some() {

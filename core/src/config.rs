@@ -231,6 +231,64 @@ fn unknown_key(error: &str) -> Option<(&str, impl Iterator<Item = &str>)> {
 }
 
 #[cfg(test)]
+mod fuzz {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Something like TOML.
+    fn document() -> impl Strategy<Value = String> {
+        let line = prop_oneof![
+            "\\[{1,2}[a-c\".é]{1,4}\\]{1,2}",
+            "[a-dé\".]{1,4} ?= ?(\"[a-z\\\\é]{0,4}\"|'é{0,2}'|[0-9.:TZ-]{1,5}|\\[[1,\"a]{0,4}\\]|\\{a=[0-9]\\})",
+            "[#\\[\\]=\"é a]{0,6}",
+        ];
+        proptest::collection::vec(line, 0..8).prop_map(|lines| lines.join("\n"))
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only its names matter")]
+    struct Section {
+        a: Option<ByteSize>,
+        b: Option<Span>,
+        c: Option<Box<Section>>,
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_reading_panic(text in document()) {
+            if let Err(error) = parse::<Section>("file", &text) {
+                prop_assert!(error.starts_with("file: "), "{}", error);
+            }
+        }
+
+        #[test]
+        fn no_variables_make_reading_panic(
+            text in document(), names in proptest::collection::vec("TESK_[ABC_é]{0,9}", 0..6), value in "[a-z0-9=\" ]{0,6}"
+        ) {
+            let mut table = text.parse::<toml::Table>().unwrap_or_default();
+            let variables = names.into_iter().map(|name| (name, value.clone()));
+            override_from_env(&mut table, variables);
+            let _ = table.try_into::<Section>();
+        }
+
+        #[test]
+        fn sizes_and_spans_are_read_as_they_are_shown(number in any::<u64>()) {
+            let size = ByteSize(number);
+            prop_assert_eq!(size.to_string().parse(), Ok(size));
+            let span = Span(Duration::from_millis(number >> 8));
+            prop_assert_eq!(span.to_string().parse(), Ok(span));
+        }
+
+        #[test]
+        fn no_text_makes_a_quantity_panic(text in "[0-9.kKMGTiBmshd -]{0,24}") {
+            let _ = (text.parse::<ByteSize>(), text.parse::<Span>());
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

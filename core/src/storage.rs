@@ -128,6 +128,13 @@ pub trait Upload: fmt::Debug + Send + Sync {
     /// The size of every part but the last, in bytes.
     fn part_size(&self) -> u64;
 
+    /// How many bytes of a part of `source` are held in memory while it is sent, besides the
+    /// buffers of a stream. As many parts are sent at once as fit. By default a whole part.
+    fn part_memory(&self, source: &Source) -> u64 {
+        let _ = source;
+        self.part_size()
+    }
+
     /// Sends part `index` (from 0): the bytes `index * part_size ..` of `source`. May be called
     /// for several parts at once, in any order, and again for a part that failed.
     async fn part(&self, index: u64, source: &Source) -> Result<()>;

@@ -44,6 +44,7 @@ use crate::rooted::RelPath;
 use crate::storage::{Entry, EntryStream, Error, LocalPath, Registry, Result, StorageUrl};
 
 pub use copy::{Copied, End};
+pub use limits::STREAM_MIB;
 pub use settings::Settings;
 
 /// The mode of every file and directory that is fetched: a task's inputs are its own copies, to

@@ -182,14 +182,14 @@ impl Failure {
     pub(super) fn error(self, url: &StorageUrl, message: &str, password: &str) -> Error {
         match self {
             Self::Error(error) => error,
-            Self::Reply(reply) => {
+            Self::Reply(mut reply) => {
                 let (kind, retryable) = reply.kind();
-                let mut shown = reply.to_string();
-                // Shorter ones are words that texts have anyway.
+                // Before it is shortened and escaped. Shorter ones are words that texts have
+                // anyway.
                 if password.len() >= 4 {
-                    shown = shown.replace(password, "***");
+                    reply.text = reply.text.replace(password, "***");
                 }
-                Error::new(kind, url, format!("{message}: {shown}")).with_retryable(retryable)
+                Error::new(kind, url, format!("{message}: {reply}")).with_retryable(retryable)
             }
             Self::Timeout => {
                 let message = format!("{message}: the server did not answer in time");
@@ -244,6 +244,42 @@ fn broken(url: &StorageUrl, message: &str, error: FtpError) -> Error {
 }
 
 #[cfg(test)]
+mod fuzz {
+    use proptest::prelude::*;
+    use suppaftp::Status;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_the_reader_panic_and_each_is_shown_in_one_short_line(
+            code in 0_u32..1000, body in any::<Vec<u8>>(), text in "[0-9]{0,4}[- ]?[\\PC\r\n\t\u{1b}]{0,300}"
+        ) {
+            for body in [&body[..], text.as_bytes()] {
+                let reply = Reply::from(Response::new(Status::from(code), body.to_vec()));
+                let shown = reply.to_string();
+                prop_assert!(!shown.contains(char::is_control), "{:?}", shown);
+                prop_assert!(shown.len() < 3000, "{}", shown.len());
+                let failure = Failure::Reply(reply);
+                let _ = failure.error(&"ftp://host/x".parse().unwrap(), "cannot", "");
+            }
+        }
+
+        #[test]
+        fn a_password_that_is_repeated_is_not_shown(password in "[!-~é\\\\\"]{8,16}", before in 0_usize..210) {
+            let text = format!("530 {} {password} is wrong", "x".repeat(before));
+            let reply = Reply::from(Response::new(Status::from(530), text.into_bytes()));
+            let error = Failure::Reply(reply).error(&"ftp://host/x".parse().unwrap(), "cannot", &password);
+            let shown = error.to_string();
+            let start: String = password.chars().take(5).collect();
+            for secret in [&start, &start.escape_debug().to_string()] {
+                prop_assert!(!shown.contains(secret.as_str()), "{}", shown);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use suppaftp::Status;
 
@@ -284,6 +320,16 @@ mod tests {
             );
             let shown = format!("the server answered {text}");
             assert!(error.to_string().contains(&shown), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_password_that_is_escaped_or_cut_when_it_is_shown_is_not_shown() {
+        for (before, password) in [(0, "it's \"me\""), (195, "hunter22")] {
+            let text = format!("530 {}{password}", "x".repeat(before)).into_bytes();
+            let failure = Failure::Reply(Response::new(Status::NotLoggedIn, text).into());
+            let shown = failure.error(&"ftp://host/x".parse().unwrap(), "cannot", password);
+            assert!(shown.to_string().ends_with("***"), "{shown}");
         }
     }
 

@@ -199,11 +199,15 @@ pub(super) async fn make_directory(lease: &mut Lease, url: &StorageUrl, path: &s
             // Somebody else may have been faster.
             let there = lease.is_directory(path).await;
             if !there.map_err(|failure| lease.error(failure, url, message))? {
-                if let Ok(Some(Kind::File(_))) = lease.stat(path).await {
-                    let message = format!("`{path}` is a file, not a directory");
-                    return Err(Error::new(ErrorKind::Invalid, url, message));
+                match lease.stat(path).await {
+                    // One that cannot be listed, perhaps only just now, may still be written to.
+                    Ok(Some(Kind::Directory)) => {}
+                    Ok(Some(Kind::File(_))) => {
+                        let message = format!("`{path}` is a file, not a directory");
+                        return Err(Error::new(ErrorKind::Invalid, url, message));
+                    }
+                    _ => return Err(lease.error(Failure::Reply(reply), url, message)),
                 }
-                return Err(lease.error(Failure::Reply(reply), url, message));
             }
         }
         lease.site.learn_directory(path);

@@ -191,6 +191,53 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 }
 
 #[cfg(test)]
+mod fuzz {
+    use proptest::prelude::*;
+    use reqwest::header::HeaderValue;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_headers_make_the_reader_panic(
+            number in "[0-9]{0,22}", text in "(bytes )?[0-9*]{0,21}[-/]?[0-9*]{0,21}[/-]?[0-9*]{0,21}",
+            digest in "(sha-256|MD5|é| ){0,2}=?:?[A-Za-z0-9+/=]{0,45}:?,?", any in any::<Vec<u8>>()
+        ) {
+            let mut headers = HeaderMap::new();
+            for name in [
+                "content-length", "content-range", "retry-after", "etag", "last-modified", "accept-ranges",
+                "repr-digest", "digest", "content-md5",
+            ] {
+                for value in [number.as_bytes(), text.as_bytes(), digest.as_bytes(), &any] {
+                    let Ok(value) = HeaderValue::from_bytes(value) else { continue };
+                    headers.insert(HeaderName::from_static(name), value);
+                    let _ = (file_info(&headers), retry_after(&headers), unsatisfied_total(&headers));
+                    if let Some(range) = content_range(&headers) {
+                        prop_assert!(range.start < range.end);
+                        prop_assert!(range.total.is_none_or(|total| range.end <= total));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_written_as_the_standards_say_is_read(start in 0..u64::MAX, length in 1..u64::MAX, sum in any::<[u8; 32]>()) {
+            let end = start.saturating_add(length);
+            let range = format!("bytes {start}-{}/{end}", end - 1);
+            let digest = format!("sha-512=:AA==:, sha-256=:{}:", STANDARD.encode(sum));
+            let headers = [
+                (CONTENT_RANGE, range.parse().unwrap()),
+                (HeaderName::from_static("repr-digest"), digest.parse().unwrap()),
+            ];
+            let headers = HeaderMap::from_iter(headers);
+            let total = Some(end);
+            prop_assert_eq!(content_range(&headers), Some(ContentRange { start, end, total }));
+            prop_assert_eq!(checksum(&headers), Some(Checksum::Sha256(sum)));
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

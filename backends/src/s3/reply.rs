@@ -232,6 +232,38 @@ pub(super) fn md5_of_content_md5(text: &str) -> Option<[u8; 16]> {
 }
 
 #[cfg(test)]
+mod fuzz {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_reply_makes_the_reader_panic_or_is_quoted(
+            parts in proptest::collection::vec(
+                "(<Error>|</Error>|<Code>|</Code>|<RequestId>|<ETag/>|<!\\[CDATA\\[|\\]\\]>|&amp;|&x;|&#0;|<!DOCTYPE a|<\\?xml \\?>|s3 cr3t!|é|\u{0})",
+                0..16
+            ),
+            status in 100_u16..1000, any in any::<Vec<u8>>()
+        ) {
+            let url = "s3://bucket/a".parse().unwrap();
+            let status = StatusCode::from_u16(status).unwrap();
+            for body in [parts.concat().as_bytes(), &any] {
+                let error = Refusal::new(status, &HeaderMap::new(), body).at(&url).to_string();
+                prop_assert!(!error.contains("s3 cr3t!") && !error.contains(char::is_control), "{}", error);
+            }
+        }
+
+        #[test]
+        fn an_md5_is_read_as_it_is_written(md5 in any::<[u8; 16]>(), text in "[0-9a-zA-Z+=-]{30,34}") {
+            prop_assert_eq!(md5_of_content_md5(&content_md5(md5)), Some(md5));
+            prop_assert_eq!(unhex(&format!("{:032x}", u128::from_be_bytes(md5))), Some(md5));
+            let _ = (unhex(&text), md5_of_content_md5(&text));
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

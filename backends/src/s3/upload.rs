@@ -23,8 +23,13 @@ use super::bucket::{Body, Bucket, Call, header};
 use super::options;
 use super::reply;
 
-/// The size of a part where it need not be larger, and the largest object that is sent whole.
-const PART: u64 = 8 << 20;
+/// The size of a part where it need not be larger, and the largest object that is sent whole: the
+/// smallest part that S3 takes. A part whose connection breaks is sent again from its start, so
+/// that small ones cost least where lines break often.
+const PART: u64 = 5 << 20;
+/// The largest part that is read into memory to compute its checksum, where it would otherwise
+/// come over a network twice.
+const KEPT_PART: u64 = 16 << 20;
 /// The largest part. <https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>
 const MAX_PART: u64 = 5 << 30;
 /// How many parts an upload has at most.
@@ -38,6 +43,12 @@ const ABORT: Duration = Duration::from_secs(30);
 /// allows, in whole MiB.
 pub(super) fn part_size(size: u64) -> u64 {
     size.div_ceil(MAX_PARTS).next_multiple_of(1 << 20).max(PART)
+}
+
+/// Whether a part of this size, whose checksum goes before it, is kept in memory: a file of this
+/// machine is rather read twice.
+fn keeps(part: u64, source: &Source) -> bool {
+    source.local_file().is_none() && part <= KEPT_PART
 }
 
 /// Begins an upload of `size` bytes.
@@ -109,28 +120,46 @@ impl Target {
 
 /// The bytes `range` of `source`, all in memory.
 async fn collect(source: &Source, range: Range<u64>) -> Result<Bytes> {
+    let mut all = Vec::with_capacity((range.end - range.start) as usize);
     let mut stream = source.read(range.into()).await?;
-    let mut all = Vec::new();
     while let Some(chunk) = stream.try_next().await? {
         all.extend_from_slice(&chunk);
     }
     Ok(all.into())
 }
 
-/// The header with a checksum of `bytes`, and the form in which the end of an upload in parts
-/// repeats it.
-fn checked(
-    checksum: options::Checksum,
-    bytes: &[u8],
-) -> (Option<(HeaderName, HeaderValue)>, Option<String>) {
-    match checksum {
-        options::Checksum::Md5 => {
-            let sum = STANDARD.encode(Md5::digest(bytes));
-            (header("content-md5", &sum), None)
+/// Computes a checksum that goes with what is sent.
+enum Sum {
+    Md5(Md5),
+    Sha256(Sha256),
+}
+
+impl Sum {
+    fn new(checksum: options::Checksum) -> Self {
+        match checksum {
+            options::Checksum::Md5 => Self::Md5(Md5::new()),
+            options::Checksum::Sha256 => Self::Sha256(Sha256::new()),
         }
-        options::Checksum::Sha256 => {
-            let sum = STANDARD.encode(Sha256::digest(bytes));
-            (header("x-amz-checksum-sha256", &sum), Some(sum))
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Md5(sum) => sum.update(bytes),
+            Self::Sha256(sum) => sum.update(bytes),
+        }
+    }
+
+    /// The header with it, and the form in which the end of an upload in parts repeats it.
+    fn header(self) -> (Option<(HeaderName, HeaderValue)>, Option<String>) {
+        match self {
+            Self::Md5(sum) => {
+                let sum = STANDARD.encode(sum.finalize());
+                (header("content-md5", &sum), None)
+            }
+            Self::Sha256(sum) => {
+                let sum = STANDARD.encode(sum.finalize());
+                (header("x-amz-checksum-sha256", &sum), Some(sum))
+            }
         }
     }
 }
@@ -176,7 +205,9 @@ impl Upload for Whole {
         let mut headers = settings.object_headers();
         headers.extend(header("x-amz-content-sha256", &hex(&bytes)));
         if let Some(checksum) = settings.checksum {
-            headers.extend(checked(checksum, &bytes).0);
+            let mut sum = Sum::new(checksum);
+            sum.update(&bytes);
+            headers.extend(sum.header().0);
         }
         let reply = self.target.put(&[], headers, Body::Bytes(bytes)).await?;
         let md5 = reply::md5(&reply).filter(|_| settings.customer_key.is_none());
@@ -253,6 +284,11 @@ impl Parts {
         self.target.size.div_ceil(self.part_size())
     }
 
+    /// Whether a part is in memory while it is sent.
+    fn keeps_parts_of(&self, source: &Source) -> bool {
+        self.target.bucket.settings.checksum.is_some() && keeps(self.part_size(), source)
+    }
+
     /// The list of all parts that ends the upload.
     fn list(&self) -> Result<String> {
         let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -308,6 +344,14 @@ impl Upload for Parts {
         part_size(self.target.size)
     }
 
+    fn part_memory(&self, source: &Source) -> u64 {
+        if self.keeps_parts_of(source) {
+            self.part_size()
+        } else {
+            0
+        }
+    }
+
     async fn part(&self, index: u64, source: &Source) -> Result<()> {
         let start = index.saturating_mul(self.part_size());
         if start >= self.target.size || source.size() != self.target.size {
@@ -319,15 +363,28 @@ impl Upload for Parts {
         let query = [("partNumber", number.as_str()), ("uploadId", &self.id)];
         let settings = &self.target.bucket.settings;
         let mut headers = settings.content_headers();
-        let (body, checksum) = if let Some(checksum) = settings.checksum {
-            let bytes = collect(source, start..end).await?;
-            let (header, repeated) = checked(checksum, &bytes);
+        let (mut kept, mut checksum) = (None, None);
+        if let Some(kind) = settings.checksum {
+            let mut sum = Sum::new(kind);
+            if self.keeps_parts_of(source) {
+                let bytes = collect(source, start..end).await?;
+                sum.update(&bytes);
+                kept = Some(Body::Bytes(bytes));
+            } else {
+                // Twice read. What changes in between does not have the checksum that was sent.
+                let mut stream = source.inspected().read((start..end).into()).await?;
+                while let Some(chunk) = stream.try_next().await? {
+                    sum.update(&chunk);
+                }
+            }
+            let (header, repeated) = sum.header();
             headers.extend(header);
-            (Body::Bytes(bytes), repeated)
-        } else {
+            checksum = repeated;
+        }
+        let body = match kept {
+            Some(body) => body,
             // Read as the network takes it, so that core sees progress.
-            let stream = source.read((start..end).into()).await?;
-            (Body::Stream(stream, end - start), None)
+            None => Body::Stream(source.read((start..end).into()).await?, end - start),
         };
         let reply = self.target.put(&query, headers, body).await?;
         let etag = etag(&reply).to_owned();
@@ -409,12 +466,54 @@ async fn throw_away(target: &Target, id: &str) -> Result<()> {
 mod tests {
     use super::*;
 
+    /// How many parts of one upload are under way, and how many MiB they take in all.
+    fn at_once(part_memory: u64) -> (u64, u64) {
+        let settings = tesk_core::transfer::Settings::default();
+        let each = part_memory.div_ceil(1 << 20);
+        let each = each.max(u64::from(tesk_core::transfer::STREAM_MIB));
+        let fit = (u64::from(settings.buffer_mib) / each).max(1);
+        let parts = fit.min(settings.parallel_ranges as u64);
+        (parts, parts * each)
+    }
+
+    #[test]
+    fn the_table_of_the_documentation_is_what_is_done() {
+        let source = Source::bytes("from elsewhere");
+        let row = |(object, size): (&str, u64)| {
+            let part = part_size(size);
+            let (parts, memory) = at_once(0);
+            let kept = if keeps(part, &source) { part } else { 0 };
+            let (with_checksum, more) = at_once(kept);
+            assert_eq!(parts, with_checksum);
+            assert!(memory <= 64 && more <= 64);
+            let count = size.div_ceil(part);
+            let part = part >> 20;
+            format!("| {object} | {part} MiB | {count} | {parts} | {memory} MiB | {more} MiB |\n")
+        };
+        let (gib, gb, tib) = (1 << 30, 1_000_000_000, 1_u64 << 40);
+        let rows = [
+            ("1 GiB", gib),
+            ("48 GiB", 48 * gib),
+            ("100 GB", 100 * gb),
+            ("160 GB", 160 * gb),
+            ("500 GB", 500 * gb),
+            ("1 TiB", tib),
+            ("5 TiB", 5 * tib),
+        ];
+        let table = rows.map(row).concat();
+        let documentation = include_str!("../../../docs/backends.md");
+        assert!(
+            documentation.contains(&table),
+            "not in docs/backends.md:\n{table}"
+        );
+    }
+
     #[test]
     fn parts_grow_with_the_object_and_never_are_too_many() {
         let (mib, gb, tib) = (1 << 20, 1_000_000_000, 1_u64 << 40);
         for (size, part) in [
-            (0, 8),
-            (80 * gb, 8),
+            (0, 5),
+            (52 * gb, 5),
             (100 * gb, 10),
             (500 * gb, 48),
             (tib, 105),

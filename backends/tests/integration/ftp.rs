@@ -121,8 +121,9 @@ async fn a_writing_that_is_dropped_midway_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn encryption_is_explicit_and_nobody_unknown_is_trusted() {
-    let server = FtpServer::start_encrypted().await;
-    let ca_file = server.ca_file.as_ref().unwrap().display();
+    let server = FtpServer::start_encrypted(false).await;
+    let ca_file = server.ca_file();
+    let ca_file = ca_file.display();
     let trusting = Bench::with(&format!("{ENTRY}\ntls = 'explicit'\nca_file = '{ca_file}'"));
     let content = content(300_000);
     for path in ["/a", "/b", "/c/d"] {
@@ -139,6 +140,28 @@ async fn encryption_is_explicit_and_nobody_unknown_is_trusted() {
 
     let plain = Bench::with(ENTRY);
     assert!(plain.fetch(&server.url("/a")).await.is_err());
+}
+
+#[tokio::test]
+async fn every_data_connection_resumes_the_session_of_its_control_connection() {
+    for (implicit, scheme, tls) in [(false, "ftp", "explicit"), (true, "ftps", "implicit")] {
+        let server = FtpServer::start_encrypted(implicit).await;
+        for i in 0..20 {
+            server.put(&format!("d/{i}"), content(1000 * i));
+        }
+        let ca_file = server.ca_file();
+        let options = format!("tls = '{tls}'\nca_file = '{}'", ca_file.display());
+        let bench = Bench::with(&format!("{ENTRY}\n{options}"));
+        let at = |path: &str| server.url(path).replace("ftp://", &format!("{scheme}://"));
+        let to = bench.local("tree");
+        let fetched = bench.engine.fetch_directory(&url(&at("/d")), &to).await;
+        assert_eq!(fetched.unwrap().len(), 20);
+        bench.store(&content(300_000), &at("/new")).await.unwrap();
+        let (resumed, not_resumed) = server.resumed_sessions();
+        // A listing, 19 files that have bytes, one that is written.
+        assert!(resumed >= 21, "{tls}: {resumed}");
+        assert_eq!(not_resumed, 0, "{tls}");
+    }
 }
 
 #[tokio::test]

@@ -394,6 +394,25 @@ async fn a_directory_that_many_want_is_made_once() {
 }
 
 #[tokio::test]
+async fn a_directory_that_cannot_be_entered_is_written_to() {
+    let server = Scripted::start(|command, _| match command.split(' ').next() {
+        Some("FEAT") => say("211-these:\r\n MLST type*;\r\n211 end"),
+        Some("CWD") if command != "CWD /" => say("550 no"),
+        Some("MKD") => say("550 it is there"),
+        Some("MLST") => say(format!("250-it\r\n type=dir; {}\r\n250 end", &command[5..])),
+        Some("STOR") => Act::Take("150 go on".into(), "226 done".into()),
+        Some("SIZE") => say("213 4"),
+        Some("RNFR") => say("350 to what?"),
+        Some("RNTO") => say("250 done"),
+        _ => Act::Usual,
+    })
+    .await;
+    let bench = Bench::with(ENTRY);
+    bench.store(b"here", &server.url("/d/f")).await.unwrap();
+    assert_eq!(server.count("MKD /d"), 1);
+}
+
+#[tokio::test]
 async fn an_upload_that_arrived_short_is_not_given_its_name() {
     let server = Scripted::start(|command, _| match command.split(' ').next() {
         Some("STOR") => Act::Take("150 go".into(), "226 done".into()),

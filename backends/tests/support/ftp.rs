@@ -1,5 +1,4 @@
-//! An FTP server in this process, over a directory of this machine; and a way to put a proxy
-//! before its data connections too.
+//! An FTP server in this process, over a directory of this machine.
 
 #![allow(
     dead_code,
@@ -10,24 +9,27 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
 use libunftp::ServerBuilder;
 use libunftp::options::Binder;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket};
 use unftp_core::auth::{AuthenticationError, Authenticator, Credentials, Principal};
 use unftp_sbe_fs::Filesystem;
+
+#[path = "ftp_front.rs"]
+pub(crate) mod front;
+
+use front::{Encryption, Front};
 
 /// A running server: user `me`, password `right`, or anybody where there is no password. It
 /// stops with the runtime it was started on.
 pub(crate) struct FtpServer {
     pub(crate) address: SocketAddr,
     pub(crate) root: tempfile::TempDir,
-    /// The certificate to trust, where it has one.
-    pub(crate) ca_file: Option<PathBuf>,
+    front: Front,
     connections: Arc<AtomicUsize>,
 }
 
@@ -95,32 +97,32 @@ impl Binder for DataPorts {
 impl FtpServer {
     /// Without encryption.
     pub(crate) async fn start() -> Self {
-        Self::build(false, true).await
-    }
-
-    /// With encryption required on both kinds of connections.
-    pub(crate) async fn start_encrypted() -> Self {
-        Self::build(true, true).await
+        Self::build(true).await
     }
 
     /// For anybody.
     pub(crate) async fn start_anonymous() -> Self {
-        Self::build(false, false).await
+        Self::build(false).await
     }
 
-    async fn build(encrypted: bool, password: bool) -> Self {
+    /// With encryption required on both kinds of connections: after `AUTH TLS`, or `implicit`.
+    pub(crate) async fn start_encrypted(implicit: bool) -> Self {
+        let mut server = Self::build(true).await;
+        let encryption = Encryption::new(&server.ca_file(), implicit);
+        server.front.encryption = Some(Arc::new(encryption));
+        server.address = server.front.listen(None);
+        server
+    }
+
+    async fn build(password: bool) -> Self {
         let root = tempfile::tempdir().unwrap();
-        let keys = encrypted.then(|| certificate(root.path()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let data_ports = DataPorts::of_a_new_server();
         let connections = Arc::<AtomicUsize>::default();
         let files = root.path().join("files");
         std::fs::create_dir(&files).unwrap();
-        let (count, ca_file) = (
-            connections.clone(),
-            keys.as_ref().map(|keys| keys.0.clone()),
-        );
+        let count = connections.clone();
         tokio::spawn(async move {
             while let Ok((control, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::Relaxed);
@@ -130,21 +132,39 @@ impl FtpServer {
                 if password {
                     server = server.authenticator(Arc::new(OnlyMe));
                 }
-                if let Some((certificate, key)) = &keys {
-                    server = server.ftps(certificate, key).ftps_required(
-                        libunftp::options::FtpsRequired::All,
-                        libunftp::options::FtpsRequired::All,
-                    );
-                }
                 tokio::spawn(server.build().unwrap().service(control));
             }
         });
+        let front = Front {
+            port: address.port(),
+            encryption: None,
+        };
         Self {
             address,
             root,
-            ca_file,
+            front,
             connections,
         }
+    }
+
+    /// Where clients reach it by way of `proxy`, which leads to a [`front::switchboard`].
+    pub(crate) fn through(&self, proxy: SocketAddr) -> SocketAddr {
+        self.front.listen(Some(proxy))
+    }
+
+    /// The certificate to trust, where it has one.
+    pub(crate) fn ca_file(&self) -> PathBuf {
+        self.root.path().join("cert.pem")
+    }
+
+    /// How many data connections resumed the session of their control connection, and how many
+    /// did not.
+    pub(crate) fn resumed_sessions(&self) -> (usize, usize) {
+        let encryption = self.front.encryption.as_ref().unwrap();
+        (
+            encryption.resumed.load(Ordering::Relaxed),
+            encryption.not_resumed.load(Ordering::Relaxed),
+        )
     }
 
     /// The directory that it serves.
@@ -173,89 +193,4 @@ impl FtpServer {
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
-}
-
-/// A new certificate for `localhost` and 127.0.0.1, and its key.
-fn certificate(directory: &Path) -> (PathBuf, PathBuf) {
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let made = rcgen::generate_simple_self_signed(names).unwrap();
-    let (certificate, key) = (directory.join("cert.pem"), directory.join("key.pem"));
-    std::fs::write(&certificate, made.cert.pem()).unwrap();
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    (certificate, key)
-}
-
-/// Connects to the port of this machine that the first two bytes of a connection name.
-///
-/// A proxy before it carries control and data connections alike.
-pub(crate) async fn switchboard() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut from, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let port = from.read_u16().await?;
-                let mut to = TcpStream::connect(("127.0.0.1", port)).await?;
-                tokio::io::copy_bidirectional(&mut from, &mut to).await
-            });
-        }
-    });
-    address
-}
-
-/// Listens for FTP clients and connects them to the server at `server`, data connections too,
-/// all by way of `proxy`, which leads to a [`switchboard`].
-pub(crate) fn gateway(server: SocketAddr, proxy: SocketAddr) -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let address = listener.local_addr().unwrap();
-    let listener = TcpListener::from_std(listener).unwrap();
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            tokio::spawn(control(client, server.port(), proxy));
-        }
-    });
-    address
-}
-
-async fn through(proxy: SocketAddr, port: u16) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(proxy).await?;
-    stream.write_u16(port).await?;
-    Ok(stream)
-}
-
-async fn control(client: TcpStream, port: u16, proxy: SocketAddr) -> io::Result<()> {
-    let server = through(proxy, port).await?;
-    let (mut from_client, mut to_client) = client.into_split();
-    let (from_server, mut to_server) = server.into_split();
-    let up = tokio::io::copy(&mut from_client, &mut to_server);
-    let down = async {
-        let mut lines = BufReader::new(from_server).lines();
-        while let Some(mut line) = lines.next_line().await? {
-            if line.starts_with("229 ") {
-                let port = line.split('|').nth(3).and_then(|port| port.parse().ok());
-                line = format!("229 here (|||{}|)", data(port.unwrap(), proxy).await?);
-            }
-            to_client
-                .write_all(format!("{line}\r\n").as_bytes())
-                .await?;
-        }
-        Ok(())
-    };
-    tokio::select! {
-        ended = up => ended.map(drop),
-        ended = down => ended,
-    }
-}
-
-/// A port for one data connection to the server's port `port`.
-async fn data(port: u16, proxy: SocketAddr) -> io::Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let here = listener.local_addr()?.port();
-    tokio::spawn(async move {
-        let (mut client, _) = listener.accept().await?;
-        let mut server = through(proxy, port).await?;
-        tokio::io::copy_bidirectional(&mut client, &mut server).await
-    });
-    Ok(here)
 }

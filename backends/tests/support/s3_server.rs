@@ -353,10 +353,11 @@ impl S3 for State {
         &self,
         request: S3Request<UploadPartInput>,
     ) -> S3Result<S3Response<UploadPartOutput>> {
-        self.fault("part")?;
         *lock(&self.0.headers) = request.headers;
         let input = request.input;
         let (content, whole) = collect(input.body).await;
+        // A refusal before that may be lost with a connection on which more is sent.
+        self.fault("part")?;
         if !whole && !lock(&self.0.faith).keeps_what_came {
             return Err(s3_error!(IncompleteBody));
         }

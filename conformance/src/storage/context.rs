@@ -175,6 +175,11 @@ impl Context {
 
     /// An engine over the storage that does not wait long between retries.
     pub fn engine(&self) -> anyhow::Result<Engine> {
+        self.engine_with_ranges(1)
+    }
+
+    /// The same that reads large files in ranges of so many MiB.
+    pub fn engine_with_ranges(&self, range_mib: u64) -> anyhow::Result<Engine> {
         let prefix = format!("{}://{}", self.directory.scheme(), self.directory.host());
         let registry = Registry::default().serving(&prefix, self.storage())?;
         let settings = Settings {
@@ -182,7 +187,7 @@ impl Context {
             progress_timeout_secs: 2,
             // A server that never had the data connection may never answer for it.
             commit_timeout_secs: 20,
-            range_mib: 1,
+            range_mib,
             ..Settings::default()
         };
         Ok(Engine::new(Arc::new(registry), &settings))

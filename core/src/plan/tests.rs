@@ -384,51 +384,55 @@ fn path() -> impl Strategy<Value = String> {
     proptest::collection::vec(component, 1..5).prop_map(|parts| format!("/{}", parts.join("/")))
 }
 
-proptest! {
-    #[test]
-    fn every_file_is_in_exactly_one_mount_or_collected(
-        inputs in proptest::collection::vec(path(), 0..60),
-        outputs in proptest::collection::vec((path(), any::<bool>()), 0..60),
-        volumes in proptest::collection::vec(path(), 0..5),
-    ) {
-        let outputs: Vec<_> = outputs
-            .into_iter()
-            .map(|(path, directory)| {
-                let kind = if directory { "DIRECTORY" } else { "FILE" };
-                json!({"path": path, "type": kind, "path_prefix": "/"})
-            })
-            .collect();
-        // A last component of its own: a file with something below it would not be let in.
-        let inputs: Vec<_> = inputs.iter().map(|path| json!({"path": format!("{path}/in")})).collect();
-        let plan = plan(json!({"inputs": inputs, "outputs": outputs, "volumes": volumes})).unwrap();
-        let covering = |path: &str| {
-            plan.mounts.iter().filter(|m| paths::is_within(path, &m.path)).count()
-        };
-        for mount in &plan.mounts {
-            prop_assert_eq!(covering(&mount.path), 1);
-            let named = volumes.contains(&mount.path)
-                || plan.outputs.iter().any(|o| o.from == OutputSource::Directory(mount.path.clone()));
-            prop_assert!(
-                mount.kind == MountKind::File || named || !paths::owned_by_image(&mount.path),
-                "{:?}", mount
-            );
-        }
-        for input in &plan.inputs {
-            prop_assert_eq!(covering(&input.path), 1);
-        }
-        for output in &plan.outputs {
-            let place = match &output.from {
-                OutputSource::File(path) | OutputSource::Directory(path) => path.clone(),
-                OutputSource::Pattern { pattern, .. } => Pattern::new(pattern).directory(),
+mod fuzz {
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_file_is_in_exactly_one_mount_or_collected(
+            inputs in proptest::collection::vec(path(), 0..60),
+            outputs in proptest::collection::vec((path(), any::<bool>()), 0..60),
+            volumes in proptest::collection::vec(path(), 0..5),
+        ) {
+            let outputs: Vec<_> = outputs
+                .into_iter()
+                .map(|(path, directory)| {
+                    let kind = if directory { "DIRECTORY" } else { "FILE" };
+                    json!({"path": path, "type": kind, "path_prefix": "/"})
+                })
+                .collect();
+            // A last component of its own: a file with something below it would not be let in.
+            let inputs: Vec<_> = inputs.iter().map(|path| json!({"path": format!("{path}/in")})).collect();
+            let plan = plan(json!({"inputs": inputs, "outputs": outputs, "volumes": volumes})).unwrap();
+            let covering = |path: &str| {
+                plan.mounts.iter().filter(|m| paths::is_within(path, &m.path)).count()
             };
-            let expected = usize::from(output.collected_at.is_none());
-            prop_assert_eq!(covering(&place), expected);
-        }
-        for directory in &plan.directories {
-            let leads_to_mount = plan.mounts.iter().any(|m| paths::is_within(&m.path, directory));
-            prop_assert!(
-                covering(directory) == 1 || leads_to_mount || directory == paths::COLLECTED
-            );
+            for mount in &plan.mounts {
+                prop_assert_eq!(covering(&mount.path), 1);
+                let named = volumes.contains(&mount.path)
+                    || plan.outputs.iter().any(|o| o.from == OutputSource::Directory(mount.path.clone()));
+                prop_assert!(
+                    mount.kind == MountKind::File || named || !paths::owned_by_image(&mount.path),
+                    "{:?}", mount
+                );
+            }
+            for input in &plan.inputs {
+                prop_assert_eq!(covering(&input.path), 1);
+            }
+            for output in &plan.outputs {
+                let place = match &output.from {
+                    OutputSource::File(path) | OutputSource::Directory(path) => path.clone(),
+                    OutputSource::Pattern { pattern, .. } => Pattern::new(pattern).directory(),
+                };
+                let expected = usize::from(output.collected_at.is_none());
+                prop_assert_eq!(covering(&place), expected);
+            }
+            for directory in &plan.directories {
+                let leads_to_mount = plan.mounts.iter().any(|m| paths::is_within(&m.path, directory));
+                prop_assert!(
+                    covering(directory) == 1 || leads_to_mount || directory == paths::COLLECTED
+                );
+            }
         }
     }
 }

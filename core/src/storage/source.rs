@@ -24,6 +24,7 @@ pub struct Source {
     mode: Option<u32>,
     origin: Origin,
     meter: Option<Arc<dyn Meter>>,
+    inspected: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -44,6 +45,9 @@ enum Origin {
 pub(crate) trait Meter: std::fmt::Debug + Send + Sync {
     /// So many more.
     fn moved(&self, bytes: u64);
+
+    /// So many were looked at, and come again.
+    fn inspected(&self, bytes: u64);
 }
 
 impl Source {
@@ -90,6 +94,7 @@ impl Source {
             mode: None,
             origin,
             meter: None,
+            inspected: false,
         }
     }
 
@@ -102,6 +107,16 @@ impl Source {
     pub(crate) fn with_meter(self, meter: Arc<dyn Meter>) -> Self {
         let meter = Some(meter);
         Self { meter, ..self }
+    }
+
+    /// The same for a plugin that has to look at the bytes before it sends them: what is read of
+    /// it shows that the transfer is alive, but does not count as moved.
+    #[must_use]
+    pub fn inspected(&self) -> Self {
+        Self {
+            inspected: true,
+            ..self.clone()
+        }
     }
 
     /// Bytes in all.
@@ -163,11 +178,12 @@ impl Source {
         let Some(meter) = self.meter.clone() else {
             return Ok(stream);
         };
+        let inspected = self.inspected;
         Ok(stream
-            .inspect(move |chunk| {
-                if let Ok(chunk) = chunk {
-                    meter.moved(chunk.len() as u64);
-                }
+            .inspect(move |chunk| match chunk {
+                Ok(chunk) if inspected => meter.inspected(chunk.len() as u64),
+                Ok(chunk) => meter.moved(chunk.len() as u64),
+                Err(_) => {}
             })
             .boxed())
     }

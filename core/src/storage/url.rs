@@ -325,6 +325,77 @@ impl fmt::Debug for StorageUrl {
 }
 
 #[cfg(test)]
+mod fuzz {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_an_address_that_is_read_again_as_the_same_or_none(text in any::<String>()) {
+            if let Ok(url) = text.parse::<StorageUrl>() {
+                prop_assert_eq!(&url.to_secret_string().parse::<StorageUrl>(), &Ok(url));
+            }
+        }
+
+        #[test]
+        fn an_address_is_read_again_as_the_same(
+            text in "(ftp|S3|h2-x)://([a-z%:@é\\[]{0,8}@)?[a-z0-9.:%@\\[\\]]{0,8}(/[a-z%/.?#@: é]{0,12})?"
+        ) {
+            let url: StorageUrl = text.parse().unwrap();
+            prop_assert_eq!(&url.to_secret_string().parse::<StorageUrl>(), &Ok(url.clone()));
+            // Shown it is the same but for what is secret.
+            let shown: StorageUrl = url.to_string().parse().unwrap();
+            prop_assert_eq!(shown.path_and_rest(), url.path());
+            prop_assert_eq!((shown.scheme(), shown.host()), (url.scheme(), url.host()));
+            prop_assert_eq!((shown.user(), shown.password(), shown.query()), (None, None, None));
+        }
+
+        #[test]
+        fn no_password_is_shown(user in "[a-z]{0,3}", password in "[ -~é]{8,16}", rest in "/[a-y]{0,3}") {
+            let url: StorageUrl = format!("ftp://host{rest}?sig=zzz").parse().unwrap();
+            let url = url.with_credentials(Some(user), Some(password.clone()));
+            let read: StorageUrl = url.to_secret_string().parse().unwrap();
+            prop_assert_eq!(read.password(), Some(password.as_str()));
+            for shown in [url.to_string(), format!("{url:?}")] {
+                prop_assert!(!shown.contains(&password) && !shown.contains("zzz"), "{}", shown);
+            }
+            for secret in [&password, &url.to_secret_string()[6..]] {
+                let error = super::super::Error::new(super::super::ErrorKind::Other, &url, secret);
+                let shown = error.scrubbed(&url).to_string();
+                prop_assert!(!shown.contains(&password) && !shown.contains("zzz"), "{}", shown);
+            }
+        }
+
+        #[test]
+        fn a_name_that_is_joined_is_below_and_decodes_to_itself(
+            scheme in "(ftp|file|s3|http)", base in "(/[a-z%]{0,4}){0,3}", name in "[^\0-\x1f\x7f-\u{9f}/][^\0-\x1f\x7f-\u{9f}]{0,9}"
+        ) {
+            let url: StorageUrl = format!("{scheme}://host{base}").parse().unwrap();
+            let joined = url.join(&name);
+            let read = joined.to_secret_string().parse();
+            prop_assert_eq!(&read, &Ok(joined.clone()));
+            let (base, expected) = if scheme == "s3" {
+                (url.path_and_rest().as_bytes().to_vec(), joined.path_and_rest().as_bytes().to_vec())
+            } else {
+                (url.decoded_path(), joined.decoded_path())
+            };
+            let base = String::from_utf8_lossy(&base).trim_end_matches('/').to_owned();
+            prop_assert_eq!(String::from_utf8_lossy(&expected), format!("{base}/{name}"));
+        }
+
+        #[test]
+        fn a_path_of_a_file_url_never_climbs(rest in "[/.%2eEfF0a]{0,24}") {
+            let url: StorageUrl = format!("file:///{rest}").parse().unwrap();
+            if let Some(path) = url.file_path() {
+                use std::path::Component::Normal;
+                prop_assert!(path.as_path().components().all(|c| matches!(c, Normal(_))));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -201,93 +201,95 @@ fn a_byte_order_mark_is_no_part_of_a_document() {
     assert_eq!(read(&marked).unwrap(), read(text.as_bytes()).unwrap());
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+mod fuzz {
+    use super::*;
 
-    #[test]
-    fn no_bytes_make_it_panic(body in any::<Vec<u8>>()) {
-        let _ = accept(&body, &rules());
-    }
-
-    #[test]
-    fn no_json_makes_it_panic_and_what_is_refused_is_explained(mut value in any_json()) {
-        if let Some(task) = value.as_object_mut() {
-            task.entry("executors").or_insert(json!([{"image": "i", "command": ["c"]}]));
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(body in any::<Vec<u8>>()) {
+            let _ = accept(&body, &rules());
         }
-        match accept(value.to_string().as_bytes(), &rules()) {
-            Ok(accepted) => prop_assert!(!has_null(&serde_json::to_value(accepted.task).unwrap())),
-            Err(Rejection::Syntax(msg)) => prop_assert!(false, "{}", msg),
-            Err(Rejection::Invalid(errors)) => {
-                prop_assert!(!errors.is_empty());
-                prop_assert!(errors.iter().all(|e| !e.field.is_empty() && !e.msg.is_empty()));
+
+        #[test]
+        fn no_json_makes_it_panic_and_what_is_refused_is_explained(mut value in any_json()) {
+            if let Some(task) = value.as_object_mut() {
+                task.entry("executors").or_insert(json!([{"image": "i", "command": ["c"]}]));
+            }
+            match accept(value.to_string().as_bytes(), &rules()) {
+                Ok(accepted) => prop_assert!(!has_null(&serde_json::to_value(accepted.task).unwrap())),
+                Err(Rejection::Syntax(msg)) => prop_assert!(false, "{}", msg),
+                Err(Rejection::Invalid(errors)) => {
+                    prop_assert!(!errors.is_empty());
+                    prop_assert!(errors.iter().all(|e| !e.field.is_empty() && !e.msg.is_empty()));
+                }
             }
         }
-    }
 
-    #[test]
-    fn what_was_accepted_is_accepted_again_unchanged(document in good_document()) {
-        let first = accept(document.to_string().as_bytes(), &rules()).unwrap();
-        let stored = serde_json::to_string(&first.task).unwrap();
-        let again = accept(stored.as_bytes(), &rules()).unwrap();
-        prop_assert_eq!(&again.task, &first.task);
-        prop_assert_eq!(serde_json::to_string(&again.task).unwrap(), stored.clone());
-        // And what is stored is read back.
-        prop_assert_eq!(serde_json::from_str::<Task>(&stored).unwrap(), first.task);
-    }
-
-    #[test]
-    fn a_password_is_masked_exactly_where_a_storage_reads_it(user in "[a-z@:%+.*-]{0,12}") {
-        let sent = format!("ftp://{user}@h/a:b@c");
-        let document = json!({
-            "inputs": [{"path": "/in/f", "url": sent}],
-            "executors": [{"image": "i", "command": ["c"]}],
-        });
-        let accepted = accept(document.to_string().as_bytes(), &rules()).unwrap();
-        let shown = accepted.task.inputs.unwrap().remove(0).url.unwrap();
-        let password = |url: &str| {
-            let url: crate::storage::StorageUrl = url.parse().unwrap();
-            url.password().map(str::to_owned)
-        };
-        prop_assert_eq!(password(&shown), password(&sent).map(|_| "***".to_owned()));
-        prop_assert_eq!(accepted.secrets.restore("inputs[0].url", &shown), sent);
-    }
-
-    #[test]
-    fn each_view_has_exactly_its_fields(
-        document in good_document(),
-        state in proptest::sample::select(State::ALL.to_vec()),
-    ) {
-        let accepted = accept(document.to_string().as_bytes(), &rules()).unwrap();
-        let record = record(&accepted, state);
-        let names = |view: &Map<String, Value>| view.keys().cloned().collect::<Vec<_>>();
-        let minimal = shown(&record, View::Minimal);
-        prop_assert_eq!(names(&minimal), ["id", "state"]);
-        let full = shown(&record, View::Full);
-        let task = serde_json::to_value(&accepted.task).unwrap();
-        let mut expected: Vec<String> = names(task.as_object().unwrap());
-        expected.extend(["id", "state", "creation_time", "logs"].map(String::from));
-        expected.sort();
-        prop_assert_eq!(names(&full), expected);
-        let mut basic = full.clone();
-        for input in basic.get_mut("inputs").and_then(Value::as_array_mut).into_iter().flatten() {
-            input.as_object_mut().unwrap().remove("content");
+        #[test]
+        fn what_was_accepted_is_accepted_again_unchanged(document in good_document()) {
+            let first = accept(document.to_string().as_bytes(), &rules()).unwrap();
+            let stored = serde_json::to_string(&first.task).unwrap();
+            let again = accept(stored.as_bytes(), &rules()).unwrap();
+            prop_assert_eq!(&again.task, &first.task);
+            prop_assert_eq!(serde_json::to_string(&again.task).unwrap(), stored.clone());
+            // And what is stored is read back.
+            prop_assert_eq!(serde_json::from_str::<Task>(&stored).unwrap(), first.task);
         }
-        basic["logs"] = json!([{"logs": [{"exit_code": 0}], "outputs": []}]);
-        prop_assert_eq!(shown(&record, View::Basic), basic);
-    }
 
-    #[test]
-    fn clients_read_every_view(document in good_document()) {
-        let accepted = accept(document.to_string().as_bytes(), &rules()).unwrap();
-        let record = record(&accepted, State::Complete);
-        for view in [View::Minimal, View::Basic, View::Full] {
-            let json = Value::Object(shown(&record, view));
-            let reply: TaskReply = serde_json::from_value(json.clone()).unwrap();
-            prop_assert_eq!(reply.task.is_some(), view.needs_document());
-            if view == View::Full {
-                prop_assert_eq!(reply.task.as_ref(), Some(&accepted.task));
+        #[test]
+        fn a_password_is_masked_exactly_where_a_storage_reads_it(user in "[a-z@:%+.*-]{0,12}") {
+            let sent = format!("ftp://{user}@h/a:b@c");
+            let document = json!({
+                "inputs": [{"path": "/in/f", "url": sent}],
+                "executors": [{"image": "i", "command": ["c"]}],
+            });
+            let accepted = accept(document.to_string().as_bytes(), &rules()).unwrap();
+            let shown = accepted.task.inputs.unwrap().remove(0).url.unwrap();
+            let password = |url: &str| {
+                let url: crate::storage::StorageUrl = url.parse().unwrap();
+                url.password().map(str::to_owned)
+            };
+            prop_assert_eq!(password(&shown), password(&sent).map(|_| "***".to_owned()));
+            prop_assert_eq!(accepted.secrets.restore("inputs[0].url", &shown), sent);
+        }
+
+        #[test]
+        fn each_view_has_exactly_its_fields(
+            document in good_document(),
+            state in proptest::sample::select(State::ALL.to_vec()),
+        ) {
+            let accepted = accept(document.to_string().as_bytes(), &rules()).unwrap();
+            let record = record(&accepted, state);
+            let names = |view: &Map<String, Value>| view.keys().cloned().collect::<Vec<_>>();
+            let minimal = shown(&record, View::Minimal);
+            prop_assert_eq!(names(&minimal), ["id", "state"]);
+            let full = shown(&record, View::Full);
+            let task = serde_json::to_value(&accepted.task).unwrap();
+            let mut expected: Vec<String> = names(task.as_object().unwrap());
+            expected.extend(["id", "state", "creation_time", "logs"].map(String::from));
+            expected.sort();
+            prop_assert_eq!(names(&full), expected);
+            let mut basic = full.clone();
+            for input in basic.get_mut("inputs").and_then(Value::as_array_mut).into_iter().flatten() {
+                input.as_object_mut().unwrap().remove("content");
             }
-            prop_assert_eq!(serde_json::to_value(&reply).unwrap(), json);
+            basic["logs"] = json!([{"logs": [{"exit_code": 0}], "outputs": []}]);
+            prop_assert_eq!(shown(&record, View::Basic), basic);
+        }
+
+        #[test]
+        fn clients_read_every_view(document in good_document()) {
+            let accepted = accept(document.to_string().as_bytes(), &rules()).unwrap();
+            let record = record(&accepted, State::Complete);
+            for view in [View::Minimal, View::Basic, View::Full] {
+                let json = Value::Object(shown(&record, view));
+                let reply: TaskReply = serde_json::from_value(json.clone()).unwrap();
+                prop_assert_eq!(reply.task.is_some(), view.needs_document());
+                if view == View::Full {
+                    prop_assert_eq!(reply.task.as_ref(), Some(&accepted.task));
+                }
+                prop_assert_eq!(serde_json::to_value(&reply).unwrap(), json);
+            }
         }
     }
 }

@@ -218,6 +218,46 @@ impl Names {
 }
 
 #[cfg(test)]
+mod fuzz {
+    use std::path::Component::Normal;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_listed_name_becomes_a_path_outside_or_that_of_another(
+            names in proptest::collection::vec(("[ab./\\\\\0%2é-]{0,6}", any::<bool>()), 0..12)
+        ) {
+            let url = "ftp://host/d".parse().unwrap();
+            let mut admitting = Names { pass: 1, ..Names::default() };
+            let mut admitted: Vec<(RelPath, bool)> = Vec::new();
+            for (path, is_file) in names {
+                let kind = if is_file {
+                    EntryKind::File(crate::storage::FileInfo::default())
+                } else {
+                    EntryKind::Directory
+                };
+                let entry = Entry { path, kind };
+                let Ok(Some(path)) = admitting.admit(&url, &entry) else { continue };
+                prop_assert!(!path.is_root());
+                prop_assert!(path.as_path().components().all(|c| matches!(c, Normal(_))));
+                let shown = path.as_path().to_str().unwrap();
+                prop_assert_eq!(shown, entry.path.trim_end_matches('/'));
+                for (other, other_is_file) in &admitted {
+                    let (other, path) = (other.as_path(), path.as_path());
+                    prop_assert!(other != path);
+                    prop_assert!(!(*other_is_file && path.starts_with(other)));
+                    prop_assert!(!(is_file && other.starts_with(path)));
+                }
+                admitted.push((path, is_file));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -13,7 +13,7 @@ use crate::storage::StorageUrl;
 
 /// What one stream may hold in memory, in MiB: a batch that is collected, one that is written,
 /// and what the network has buffered.
-const STREAM_MIB: u32 = 4;
+pub const STREAM_MIB: u32 = 4;
 
 #[derive(Debug)]
 pub(super) struct Limits {

@@ -15,6 +15,8 @@ pub(super) struct Progress {
     whole: Option<Arc<Self>>,
     expected: AtomicU64,
     moved: AtomicU64,
+    /// What was looked at before it is moved: it only shows life.
+    inspected: AtomicU64,
     kept: AtomicBool,
 }
 
@@ -25,6 +27,7 @@ impl Progress {
             whole: None,
             expected: AtomicU64::new(0),
             moved: AtomicU64::new(0),
+            inspected: AtomicU64::new(0),
             kept: AtomicBool::new(false),
         })
     }
@@ -36,6 +39,7 @@ impl Progress {
             whole: Some(self.clone()),
             expected: AtomicU64::new(0),
             moved: AtomicU64::new(0),
+            inspected: AtomicU64::new(0),
             kept: AtomicBool::new(false),
         })
     }
@@ -52,6 +56,11 @@ impl Progress {
         self.moved.load(Ordering::Relaxed)
     }
 
+    /// Grows whenever anything goes on.
+    pub(super) fn life(&self) -> u64 {
+        self.so_far() + self.inspected.load(Ordering::Relaxed)
+    }
+
     /// The try succeeded.
     pub(super) fn keep(&self) {
         self.kept.store(true, Ordering::Relaxed);
@@ -65,6 +74,10 @@ impl Meter for Progress {
             whole.moved.fetch_add(bytes, Ordering::Relaxed);
         }
         self.counters.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn inspected(&self, bytes: u64) {
+        self.inspected.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 

@@ -127,10 +127,11 @@ impl Engine {
         progress: &Arc<Progress>,
     ) -> Result<Written> {
         let size = upload.part_size().max(1);
+        let memory = upload.part_memory(source);
         let one = |index: u64| async move {
             let mut retry = Retry::new(&self.settings);
             loop {
-                let _permit = self.limits.buffered(hosts, size).await;
+                let _permit = self.limits.buffered(hosts, memory).await;
                 let progress = progress.part();
                 let metered = source.clone().with_meter(progress.clone());
                 let expected = size.min(source.size().saturating_sub(index * size));
@@ -183,15 +184,15 @@ impl Engine {
     ) -> Result<T> {
         let mut writing = std::pin::pin!(writing);
         loop {
-            let before = progress.so_far();
-            let limit = if before >= size {
+            let before = progress.life();
+            let limit = if progress.so_far() >= size {
                 self.settings.commit_timeout()
             } else {
                 self.settings.progress_timeout()
             };
             match tokio::time::timeout(limit, &mut writing).await {
                 Ok(done) => return done.map_err(|error| error.scrubbed(url)),
-                Err(_) if progress.so_far() > before => {}
+                Err(_) if progress.life() > before => {}
                 Err(_) => return Err(stalled(limit, url)),
             }
         }

@@ -15,7 +15,7 @@ pub(super) const CASES: &[Case] = &[
     case!(a_file_below_nothing_is_none),
     case!(an_empty_file_is_a_file: Files),
     case!(one_byte_is_kept: Files),
-    case!(eight_mib_and_one_byte_more_or_less_are_kept: Files),
+    case!(usual_part_sizes_and_one_byte_more_or_less_are_kept: Files),
     case!(every_byte_is_kept_as_it_is: Files),
     case!(names_mean_exactly_one_file: Files),
     case!(a_missing_file_is_not_found),
@@ -57,8 +57,11 @@ async fn one_byte_is_kept(context: Context) -> anyhow::Result<()> {
     context.expect(&url, b"\n").await
 }
 
-async fn eight_mib_and_one_byte_more_or_less_are_kept(context: Context) -> anyhow::Result<()> {
-    for size in [(8 << 20) - 1, 8 << 20, (8 << 20) + 1] {
+async fn usual_part_sizes_and_one_byte_more_or_less_are_kept(
+    context: Context,
+) -> anyhow::Result<()> {
+    let parts = [5 << 20, 8 << 20];
+    for size in parts.into_iter().flat_map(|part| part - 1..=part + 1) {
         let content = content(size);
         let url = context
             .put(&format!("size-{size}"), content.clone())

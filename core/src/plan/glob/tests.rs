@@ -220,26 +220,52 @@ fn pattern() -> impl Strategy<Value = String> {
     .prop_map(|parts| parts.concat())
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(5_000))]
+mod fuzz {
+    use super::*;
 
-    #[test]
-    fn matching_agrees_with_a_simple_matcher(pattern in pattern(), name in "[]abc.!1\\[\\\\-]{0,8}") {
-        let mine = matches(&pattern, &name);
-        prop_assert_eq!(mine, naive(pattern.as_bytes(), name.as_bytes(), true));
-    }
+    proptest! {
+        #[test]
+        fn matching_agrees_with_a_simple_matcher(pattern in pattern(), name in "[]abc.!1\\[\\\\-]{0,8}") {
+            let mine = matches(&pattern, &name);
+            prop_assert_eq!(mine, naive(pattern.as_bytes(), name.as_bytes(), true));
+        }
 
-    #[test]
-    fn a_quoted_name_matches_itself_and_is_literal(name in "[^/\0]{1,12}") {
-        let quoted: String = name.chars().flat_map(|c| ['\\', c]).collect();
-        let component = Component::new(&quoted);
-        prop_assert!(component.matches(name.as_bytes()));
-        prop_assert_eq!(component.literal(), Some(name));
-    }
+        #[test]
+        fn a_quoted_name_matches_itself_and_is_literal(name in "[^/\0]{1,12}") {
+            let quoted: String = name.chars().flat_map(|c| ['\\', c]).collect();
+            let component = Component::new(&quoted);
+            prop_assert!(component.matches(name.as_bytes()));
+            prop_assert_eq!(component.literal(), Some(name));
+        }
 
-    #[test]
-    fn any_text_is_a_pattern(pattern in any::<String>(), path in any::<Vec<u8>>()) {
-        let pattern = Pattern::new(&pattern);
-        let _ = (pattern.matches(&path), pattern.literal_start(), pattern.directory());
+        #[test]
+        fn what_matches_begins_with_the_literal_start(
+            pattern in pattern(), directory in pattern(), name in "[]abc.!1\\[\\\\-]{0,8}"
+        ) {
+            let pattern = Pattern::new(&format!("/{directory}/{pattern}"));
+            for directory in [&directory, &name] {
+                // Empty components count for nothing.
+                let parts = [directory.as_str(), name.as_str()];
+                let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+                let path = format!("/{}", parts.join("/"));
+                prop_assert!(
+                    !pattern.matches(path.as_bytes()) || path.starts_with(&pattern.literal_start()),
+                    "{:?} matches {}", pattern, path
+                );
+            }
+        }
+
+        #[test]
+        fn a_path_without_wildcards_is_itself(path in "(/[^/*?\\[\\\\\0]{1,8}){1,4}") {
+            let pattern = Pattern::new(&path);
+            prop_assert_eq!(pattern.literal(), Some(path.clone()));
+            prop_assert!(pattern.matches(path.as_bytes()));
+        }
+
+        #[test]
+        fn any_text_is_a_pattern(pattern in any::<String>(), path in any::<Vec<u8>>()) {
+            let pattern = Pattern::new(&pattern);
+            let _ = (pattern.matches(&path), pattern.literal_start(), pattern.directory());
+        }
     }
 }

@@ -144,3 +144,106 @@ async fn an_upload_that_fails_is_aborted() {
     assert_eq!(*storage.ended.lock().unwrap(), ["abort"]);
     assert_eq!(engine.counters().bytes_done.load(Ordering::Relaxed), 0);
 }
+
+/// Parts of 100 MiB that are sent only when so many are under way.
+#[derive(Debug)]
+struct Together {
+    memory: Option<u64>,
+    under_way: Arc<tokio::sync::Barrier>,
+    /// How often it looks at a part before it sends it, each time for 400 ms.
+    looks: u32,
+}
+
+#[async_trait]
+impl Storage for Together {
+    fn capabilities(&self) -> Capabilities {
+        Parts::default().capabilities()
+    }
+    async fn stat(&self, _: &StorageUrl) -> Result<Option<Entry>> {
+        Ok(None)
+    }
+    async fn read(
+        &self,
+        url: &StorageUrl,
+        _: ByteRange,
+        _: Option<&Version>,
+    ) -> Result<ByteStream> {
+        Err(Error::unsupported(url, "reading"))
+    }
+    async fn begin_upload(&self, _: &StorageUrl, _: u64) -> Result<Box<dyn Upload>> {
+        Ok(Box::new(Self {
+            memory: self.memory,
+            under_way: self.under_way.clone(),
+            looks: self.looks,
+        }))
+    }
+}
+
+#[async_trait]
+impl Upload for Together {
+    fn part_size(&self) -> u64 {
+        100 << 20
+    }
+    fn part_memory(&self, _: &Source) -> u64 {
+        self.memory.unwrap_or_else(|| self.part_size())
+    }
+    async fn part(&self, index: u64, source: &Source) -> Result<()> {
+        let start = index * self.part_size();
+        for _ in 0..self.looks {
+            let bytes = (start..start + 4096).into();
+            let mut looked_at = source.inspected().read(bytes).await?;
+            looked_at.next().await.unwrap()?;
+            tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+        }
+        self.under_way.wait().await;
+        Ok(())
+    }
+    async fn complete(&self) -> Result<Written> {
+        Ok(Written {
+            size: 400 << 20,
+            ..Written::default()
+        })
+    }
+    async fn abort(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn as_many_parts_are_sent_at_once_as_fit_into_memory() {
+    const MIB: u64 = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let file = std::fs::File::create(dir.path().join("f")).unwrap();
+    file.set_len(400 * MIB).unwrap();
+    let from = LocalPath {
+        root: Arc::new(Root::open(dir.path(), Symlinks::InRoot).unwrap()),
+        path: RelPath::new("f").unwrap(),
+    };
+    let settings = Settings {
+        progress_timeout_secs: 1,
+        retries: 0,
+        ..Settings::default()
+    };
+    for (memory, together, fits, looks) in [
+        (Some(0), 4, true, 0),
+        (Some(16 * MIB), 4, true, 0),
+        (Some(32 * MIB), 2, true, 0),
+        (Some(33 * MIB), 2, false, 0),
+        (None, 1, true, 0),
+        (None, 2, false, 0),
+        // Longer than the progress timeout, but not silent.
+        (Some(0), 4, true, 4),
+    ] {
+        let storage: Arc<dyn Storage> = Arc::new(Together {
+            memory,
+            under_way: Arc::new(tokio::sync::Barrier::new(together)),
+            looks,
+        });
+        let registry = Registry::default().serving("ftp://", &storage).unwrap();
+        let engine = Engine::new(Arc::new(registry), &settings);
+        let stored = engine.store_file(&from, &url()).await;
+        assert_eq!(stored.is_ok(), fits, "{memory:?} {together}: {stored:?}");
+        let done = engine.counters().bytes_done.load(Ordering::Relaxed);
+        assert_eq!(done, 0, "what is only looked at does not count");
+    }
+}

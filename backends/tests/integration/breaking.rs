@@ -1,0 +1,34 @@
+//! Large files over lines that keep breaking: what has arrived does not come again.
+
+use tesk_conformance::proxy::Proxy;
+
+use super::ftp_server::{FtpServer, front};
+use super::server::Server;
+use super::{Bench, cuts};
+
+async fn fetch(what: &str, proxy: &Proxy, from: &str, content: &[u8]) {
+    let config = "[[storage]]\ntype = 'http'\nprefix = 'http://'\n\
+                  [[storage]]\ntype = 'ftp'\nprefix = 'ftp://'";
+    let bench = Bench::with_ranges(config, 32);
+    cuts::breaks(proxy);
+    assert!(bench.fetch(from).await.unwrap() == content);
+    cuts::check(what, proxy, proxy.bytes_to_client());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_server_sends_little_twice_over_a_line_that_keeps_breaking() {
+    let (server, content) = (Server::start().await, cuts::content());
+    server.put("/large", content.clone());
+    let proxy = Proxy::start(server.address).await.unwrap();
+    let from = format!("http://{}/large", proxy.address());
+    fetch("http, fetched", &proxy, &from, &content).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ftp_server_sends_little_twice_over_a_line_that_keeps_breaking() {
+    let (server, content) = (FtpServer::start().await, cuts::content());
+    server.put("large", &content);
+    let proxy = Proxy::start(front::switchboard().await).await.unwrap();
+    let from = format!("ftp://me:right@{}/large", server.through(proxy.address()));
+    fetch("ftp, fetched", &proxy, &from, &content).await;
+}
