@@ -32,12 +32,12 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Attempts that complete as soon as they are looked at a second time.
+/// Attempts that are complete as soon as they are looked at.
 #[derive(Debug, Default)]
 struct Instantly {
     looks: Mutex<HashMap<AttemptId, usize>>,
     started: AtomicUsize,
-    /// Attempts that were there at once, at most.
+    /// Attempts at once that nobody had seen the end of, at most.
     most: AtomicUsize,
     panics: AtomicUsize,
     hints: Mutex<Vec<mpsc::UnboundedSender<AttemptId>>>,
@@ -61,7 +61,8 @@ impl Compute for Instantly {
         if looks.insert(attempt.clone(), 0).is_none() {
             self.started.fetch_add(1, Ordering::SeqCst);
         }
-        self.most.fetch_max(looks.len(), Ordering::SeqCst);
+        let active = looks.values().filter(|looks| **looks == 0).count();
+        self.most.fetch_max(active, Ordering::SeqCst);
         drop(looks);
         self.hint(attempt);
         Ok(())
