@@ -164,12 +164,15 @@ fn naive(pattern: &[u8], name: &[u8], leading: bool) -> bool {
         [b'\\', quoted, rest @ ..] => {
             name.first() == Some(quoted) && naive(rest, &name[1..], false)
         }
-        [b'[', rest @ ..] if let Some((negated, members, rest)) = naive_bracket(rest) => {
-            !name.is_empty()
-                && !dot_is_hidden
-                && members.contains(&name[0]) != negated
-                && naive(rest, &name[1..], false)
-        }
+        [b'[', rest @ ..] => match naive_bracket(rest) {
+            Some((negated, members, rest)) => {
+                !name.is_empty()
+                    && !dot_is_hidden
+                    && members.contains(&name[0]) != negated
+                    && naive(rest, &name[1..], false)
+            }
+            None => name.first() == Some(&b'[') && naive(rest, &name[1..], false),
+        },
         [byte, rest @ ..] => name.first() == Some(byte) && naive(rest, &name[1..], false),
     }
 }
