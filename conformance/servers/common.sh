@@ -1,34 +1,39 @@
-# What the scripts beside this one share: a place for programs, one for data, free ports, and the
-# end of everything that was started. To be sourced from the root of the project, under
-# `set -euo pipefail`.
+# What the scripts beside this one share: a directory for data, free ports, servers that are
+# started and, when the script ends, ended. To be sourced, under `set -euo pipefail`.
 
-home=${TESK_SERVERS:-$PWD/target/servers}
-mkdir -p "$home"
 work=$(mktemp -d)
 pids=()
-
 stop() {
     for pid in "${pids[@]}"; do
-        kill "$pid" 2>/dev/null || true
-        wait "$pid" 2>/dev/null || true
+        # Each server leads a process group of its own, with its children.
+        kill -- "-$pid" 2>/dev/null || kill "$pid" 2>/dev/null || true
     done
+    for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
     pids=()
 }
 trap 'stop; rm -rf "$work"' EXIT
-trap 'exit 1' INT TERM
+trap 'exit 130' INT TERM
 
 free_port() {
-    python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+    local port
+    while port=$((20000 + RANDOM % 12000)); do
+        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
+    done
+    echo "$port"
 }
 
-# wait_for <port> <log>: until somebody listens.
-wait_for() {
+# start <port> <log> <command...>: a server in the background, and waits until it answers.
+start() {
+    local port=$1 log=$2
+    shift 2
+    setsid "$@" >"$log" 2>&1 &
+    pids+=($!)
     for _ in $(seq 300); do
-        if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then return 0; fi
+        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && return
         kill -0 "${pids[-1]}" 2>/dev/null || break
         sleep 0.1
     done
-    echo "error: no server at port $1" >&2
-    tail -20 "$2" >&2
-    return 1
+    echo "error: no answer from: $*" >&2
+    tail -20 "$log" >&2
+    exit 1
 }
