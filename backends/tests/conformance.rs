@@ -118,6 +118,7 @@ async fn webdav_subjects() -> anyhow::Result<Vec<Subject>> {
     storage.write(&locked, &source).await?;
     let wrong = locked.with_credentials(Some("me".into()), Some("wrong".into()));
     let webdav = Subject::new("webdav", storage.clone(), url)
+        .on("dav-server, in the test")
         .at_least(claims)
         .locked_out(storage, wrong)
         .reached_through(server.address, move |proxy| {
