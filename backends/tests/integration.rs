@@ -6,6 +6,7 @@
 //! - `http`: servers that answer oddly, redirect, lie or fall over.
 //! - `network`: which servers are reached, and who gets which credentials.
 //! - `pvc`: paths and symlinks that want to get out.
+//! - `s3`: object stores.
 //! - `tls`: certificates.
 //! - `large`: memory.
 //! - `webdav`: servers with WebDAV that are odd, hostile or none.
@@ -16,6 +17,8 @@
 mod cuts;
 #[path = "support/ftp.rs"]
 mod ftp_server;
+#[path = "support/s3_server.rs"]
+mod s3_server;
 #[path = "support/scripted_ftp.rs"]
 mod scripted_ftp;
 #[path = "support/server.rs"]
@@ -37,6 +40,8 @@ mod large;
 mod network;
 #[path = "integration/pvc.rs"]
 mod pvc;
+#[path = "integration/s3.rs"]
+mod s3;
 #[path = "integration/tls.rs"]
 mod tls;
 #[path = "integration/webdav.rs"]

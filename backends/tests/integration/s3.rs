@@ -1,45 +1,20 @@
 //! The S3 backend behind the transfer engine, against a server in this process.
-#![allow(clippy::unwrap_used)]
-
-#[path = "support/cuts.rs"]
-mod cuts;
-#[path = "support/s3_server.rs"]
-mod s3_server;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
-use s3_server::{Faith, ID, S3Server, SECRET};
 use s3s::S3ErrorCode;
 use tesk_conformance::proxy::{Fault, Proxy};
 use tesk_core::rooted::{RelPath, Root, Symlinks};
 use tesk_core::storage::{
-    ByteRange, Checksum, ConfigEntry, ConfigError, Entry, EntryKind, ErrorKind, LocalPath,
-    Registry, Result, Source, Storage, StorageUrl,
+    ByteRange, Checksum, Entry, EntryKind, ErrorKind, LocalPath, Result, Source, Storage,
 };
 use tesk_core::transfer::{Engine, Settings};
 
-#[derive(serde::Deserialize)]
-struct Config {
-    storage: Vec<ConfigEntry>,
-}
-
-fn registry(config: &str) -> Result<Registry, ConfigError> {
-    let config: Config = toml::from_str(config).unwrap();
-    tesk_backends::builtin().build(&config.storage)
-}
-
-fn url(text: &str) -> StorageUrl {
-    text.parse().unwrap()
-}
-
-fn content(size: usize) -> Vec<u8> {
-    (0..size)
-        .map(|i| (i % 251) as u8 ^ (i >> 10) as u8)
-        .collect()
-}
+use super::s3_server::{Faith, ID, S3Server, SECRET};
+use super::{content, cuts, registry, url};
 
 /// A server, a storage entry for it, and a directory of this machine.
 struct Bench {
