@@ -28,6 +28,7 @@
 //!   [`TaskStore`](scheduler::TaskStore) and [`Compute`](scheduler::Compute).
 //! - [`local`] (feature `local`): both traits on one machine, with SQLite and
 //!   podman, docker or plain processes.
+//! - [`kubernetes`] (feature `kubernetes`): both traits in one namespace of a cluster.
 //! - [`config`]: reading TOML with errors that a person can act on.
 //! - [`rooted`]: a directory that no path and no symlink leaves.
 //!
@@ -45,5 +46,7 @@ pub mod tes;
 pub mod time;
 pub mod transfer;
 
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 #[cfg(feature = "local")]
 pub mod local;

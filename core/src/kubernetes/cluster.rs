@@ -1,0 +1,256 @@
+//! One namespace of a cluster: the connection to it, and how what this engine makes there is
+//! named and found.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use k8s_openapi::NamespaceResourceScope;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config, Resource};
+use serde::{Deserialize, Serialize};
+
+/// The label of everything that this program makes; its value is `tesk`.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// The label that tells engines in one namespace apart.
+pub const INSTANCE: &str = "app.kubernetes.io/instance";
+/// The label that says what an object is for; its values are [`Part`]s.
+pub const COMPONENT: &str = "app.kubernetes.io/component";
+/// The label that holds the id of the task.
+pub const TASK: &str = "tesk.elixir-cloud.org/task";
+/// The label of a pod that holds the number of its attempt.
+pub const ATTEMPT: &str = "tesk.elixir-cloud.org/attempt";
+
+/// How long the API server may take to answer.
+const REQUEST: Duration = Duration::from_secs(30);
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// How a cluster is reached; by default as `kubectl` would, or from inside a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Connection {
+    /// A kubeconfig file; `None` is `$KUBECONFIG`, `~/.kube/config`, or a pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig; `None` is its current one.
+    pub context: Option<String>,
+    /// The namespace; `None` is that of the context or of the pod.
+    pub namespace: Option<String>,
+    /// The name of this engine: engines that share a namespace have different ones. A label
+    /// value.
+    pub instance: String,
+}
+
+impl Default for Connection {
+    fn default() -> Self {
+        Self {
+            kubeconfig: None,
+            context: None,
+            namespace: None,
+            instance: "tesk".into(),
+        }
+    }
+}
+
+/// One namespace of a cluster, for one engine. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+    namespace: String,
+    instance: String,
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("namespace", &self.namespace)
+            .field("instance", &self.instance)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What an object is for: the value of [`COMPONENT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The pod of an attempt.
+    Attempt,
+    /// The plan of an attempt, for its pod.
+    Plan,
+    /// The head of a record.
+    Record,
+    /// A piece of a large document.
+    Document,
+    /// What an attempt came to.
+    Result,
+    /// A used idempotency key.
+    Key,
+}
+
+impl Part {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Attempt => "attempt",
+            Self::Plan => "plan",
+            Self::Record => "record",
+            Self::Document => "document",
+            Self::Result => "result",
+            Self::Key => "idempotency-key",
+        }
+    }
+}
+
+impl Cluster {
+    /// Reads the credentials and makes a client; nothing is sent yet.
+    pub async fn connect(connection: &Connection) -> Result<Self, String> {
+        let failed = |error: &dyn fmt::Display| format!("cannot find a cluster: {error}");
+        let options = KubeConfigOptions {
+            context: connection.context.clone(),
+            ..KubeConfigOptions::default()
+        };
+        let mut config = match (&connection.kubeconfig, &connection.context) {
+            (Some(path), _) => {
+                let file = Kubeconfig::read_from(path).map_err(|error| {
+                    format!("cannot read the kubeconfig {}: {error}", path.display())
+                })?;
+                Config::from_custom_kubeconfig(file, &options)
+                    .await
+                    .map_err(|error| failed(&error))?
+            }
+            (None, Some(_)) => Config::from_kubeconfig(&options)
+                .await
+                .map_err(|error| failed(&error))?,
+            (None, None) => Config::infer().await.map_err(|error| failed(&error))?,
+        };
+        config.connect_timeout = Some(CONNECT);
+        // Whoever asks knows better than the client what to do about a refusal.
+        config.default_retry = false;
+        let namespace = connection
+            .namespace
+            .clone()
+            .unwrap_or_else(|| config.default_namespace.clone());
+        let client = Client::try_from(config).map_err(|error| failed(&error))?;
+        Ok(Self::new(client, namespace, connection.instance.clone()))
+    }
+
+    /// A cluster behind a client, which may be a stand-in.
+    pub fn new(client: Client, namespace: String, instance: String) -> Self {
+        Self {
+            client,
+            namespace,
+            instance,
+        }
+    }
+
+    /// The client.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The objects of one kind in the namespace.
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// The labels that every object of this engine has.
+    pub fn labels(&self, part: Part) -> BTreeMap<String, String> {
+        let label = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        BTreeMap::from([
+            label(MANAGED_BY, "tesk"),
+            label(INSTANCE, &self.instance),
+            label(COMPONENT, part.as_str()),
+        ])
+    }
+
+    /// Selects the objects of this engine that are of one part.
+    pub fn selector(&self, part: Part) -> String {
+        let labels = self.labels(part);
+        let terms: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        terms.join(",")
+    }
+
+    /// Waits for an answer, but not for ever. A request that was given up may still be carried
+    /// out.
+    pub async fn answer<T>(
+        &self,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ApiError> {
+        match tokio::time::timeout(REQUEST, request).await {
+            Ok(answer) => answer.map_err(ApiError::from),
+            Err(_) => Err(ApiError {
+                code: 0,
+                reason: String::new(),
+                message: format!("no answer within {} s", REQUEST.as_secs()),
+            }),
+        }
+    }
+}
+
+/// The API server refused, or did not answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the cluster's API server: {message}")]
+pub struct ApiError {
+    /// The status code of the answer; 0 if there was none.
+    pub code: u16,
+    /// The machine-readable reason, such as `AlreadyExists`.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+}
+
+impl ApiError {
+    /// There is no such object.
+    pub fn is_not_found(&self) -> bool {
+        self.code == 404
+    }
+
+    /// Such an object exists already, or is not as the request supposes.
+    pub fn is_conflict(&self) -> bool {
+        self.code == 409
+    }
+
+    /// A quota of the namespace is used up: it may succeed later.
+    pub fn is_quota(&self) -> bool {
+        self.code == 403 && self.message.contains("exceeded quota")
+    }
+
+    /// It may succeed later: no answer, too many requests, or trouble of the server's own.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self.code, 0 | 408 | 429 | 500..) || self.is_quota()
+    }
+}
+
+impl From<kube::Error> for ApiError {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self {
+                code: status.code,
+                reason: status.reason.clone(),
+                message: status.message.clone(),
+            },
+            other => {
+                let mut message = other.to_string();
+                let mut source = std::error::Error::source(&other);
+                while let Some(error) = source {
+                    message = format!("{message}: {error}");
+                    source = error.source();
+                }
+                Self {
+                    code: 0,
+                    reason: String::new(),
+                    message,
+                }
+            }
+        }
+    }
+}
