@@ -3,5 +3,11 @@
 //! - [`cluster`]: the connection, and the names and labels of everything that is made.
 
 pub mod cluster;
+pub mod compute;
+pub mod pod;
+mod settings;
+pub mod status;
 
-pub use cluster::Cluster;
+pub use cluster::{Cluster, secret_name};
+pub use compute::KubernetesCompute;
+pub use settings::*;

@@ -20,13 +20,14 @@
 mod build;
 pub mod glob;
 pub mod mounts;
+pub mod packed;
 pub mod paths;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::tes::FileType;
+use crate::tes::{self, FileType, UrlSecrets};
 
 /// The version of the plan's JSON; a reader refuses others.
 pub const VERSION: u32 = 1;
@@ -53,6 +54,31 @@ pub struct Plan {
     pub directories: Vec<String>,
     /// What the attempt needs of a machine.
     pub resources: PlannedResources,
+}
+
+impl Plan {
+    /// Whether an address misses its password, which is to be had from somewhere else:
+    /// [`Plan::restore`].
+    pub fn is_masked(&self) -> bool {
+        let inputs = self.inputs.iter().filter_map(|input| match &input.from {
+            InputSource::Url(url) => Some(url),
+            InputSource::Content(_) => None,
+        });
+        let outputs = self.outputs.iter().map(|output| &output.url);
+        inputs.chain(outputs).any(|url| tes::is_masked(url))
+    }
+
+    /// Puts the passwords back into the addresses that were masked.
+    pub fn restore(&mut self, secrets: &UrlSecrets) {
+        for input in &mut self.inputs {
+            if let InputSource::Url(url) = &mut input.from {
+                *url = secrets.restore(&format!("inputs[{}].url", input.index), url);
+            }
+        }
+        for output in &mut self.outputs {
+            output.url = secrets.restore(&format!("outputs[{}].url", output.index), &output.url);
+        }
+    }
 }
 
 /// One input.

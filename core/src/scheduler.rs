@@ -2,7 +2,7 @@
 //!
 //! - [`record`]: a task as it is stored.
 //! - [`store`]: the trait [`TaskStore`].
-//! - [`compute`]: the trait [`Compute`].
+//! - [`compute`]: the trait [`Compute`]; [`hints`] is what its implementations watch with.
 //! - [`reconcile`]: the pure decision: record, what is observed, and the time, to actions.
 //! - [`run`]: the loop that applies them, over `step` (one task, once) and `queue` (whose
 //!   turn it is).
@@ -14,6 +14,7 @@
 
 mod cancel;
 pub mod compute;
+pub mod hints;
 mod queue;
 pub mod reconcile;
 pub mod record;

@@ -30,6 +30,7 @@ pub use filter::{Filter, ListRequest};
 pub use rejection::{FieldError, Rejection};
 pub use reply::{ServiceInfo, TaskReply};
 pub use secrets::UrlSecrets;
+pub(crate) use secrets::is_masked;
 pub use state::{Event, IllegalTransition, State};
 pub use validate::{Accepted, ParameterCheck, PrefixRule, Rules, accept};
 pub use view::View;

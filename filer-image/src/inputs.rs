@@ -16,8 +16,8 @@ use crate::{plan_file, progress, storages};
 /// The options of `filer inputs`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// The plan.
-    #[arg(long, value_name = "FILE")]
+    /// The plan: a file with JSON, or a directory with the parts of a packed one.
+    #[arg(long, value_name = "PATH")]
     pub plan: PathBuf,
     /// The scratch directory.
     #[arg(long, value_name = "DIR")]
@@ -25,6 +25,9 @@ pub struct Options {
     /// The shared directory through which steps hand over.
     #[arg(long, value_name = "DIR")]
     pub handover: PathBuf,
+    /// The passwords of the plan's urls, if it does not hold them.
+    #[arg(long, value_name = "FILE")]
+    pub secrets: Option<PathBuf>,
     /// The configuration file with the storages.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -67,7 +70,8 @@ async fn place(options: &Options, plugins: &RegistryBuilder) -> Result<(), Failu
         message: format!("{error:#}"),
         retryable: false,
     };
-    let plan = plan_file::read(&options.plan).map_err(definite)?;
+    let plan =
+        plan_file::read_whole(&options.plan, options.secrets.as_deref()).map_err(definite)?;
     let engine = storages::engine(plugins, options.config.as_deref()).map_err(definite)?;
     let scratch = Root::open(&options.scratch, Symlinks::InRoot)
         .with_context(|| format!("cannot open scratch {}", options.scratch.display()))

@@ -26,8 +26,8 @@ const KILLED: i32 = 137;
 /// The options of `filer outputs`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// The plan.
-    #[arg(long, value_name = "FILE")]
+    /// The plan: a file with JSON, or a directory with the parts of a packed one.
+    #[arg(long, value_name = "PATH")]
     pub plan: PathBuf,
     /// The scratch directory.
     #[arg(long, value_name = "DIR")]
@@ -35,6 +35,9 @@ pub struct Options {
     /// The shared directory through which steps hand over.
     #[arg(long, value_name = "DIR")]
     pub handover: PathBuf,
+    /// The passwords of the plan's urls, if it does not hold them.
+    #[arg(long, value_name = "FILE")]
+    pub secrets: Option<PathBuf>,
     /// The configuration file with the storages.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -64,7 +67,7 @@ pub async fn run(
 ) -> anyhow::Result<u8> {
     let began = Timestamp::now();
     let turn = Turn::take(&options.handover, Step::Outputs).context("cannot take the turn")?;
-    let plan = plan_file::read(&options.plan)?;
+    let plan = plan_file::read_whole(&options.plan, options.secrets.as_deref())?;
     let work = async {
         let course = Course::follow(options, &plan).await;
         let delivered = if course.started() {

@@ -16,8 +16,8 @@ use crate::plan_file;
 /// The options of `filer prepare`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// The plan.
-    #[arg(long, value_name = "FILE")]
+    /// The plan: a file with JSON, or a directory with the parts of a packed one.
+    #[arg(long, value_name = "PATH")]
     pub plan: PathBuf,
     /// The scratch directory.
     #[arg(long, value_name = "DIR")]

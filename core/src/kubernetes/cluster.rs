@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Settings;
+use crate::scheduler::TaskId;
 use k8s_openapi::NamespaceResourceScope;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, Resource};
-use serde::{Deserialize, Serialize};
 
 /// The label of everything that this program makes; its value is `tesk`.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
@@ -22,36 +22,15 @@ pub const TASK: &str = "tesk.elixir-cloud.org/task";
 /// The label of a pod that holds the number of its attempt.
 pub const ATTEMPT: &str = "tesk.elixir-cloud.org/attempt";
 
+/// The Secret with the passwords of a task's urls, under the key `secrets.json`.
+pub fn secret_name(task: &TaskId) -> String {
+    format!("tesk-{task}")
+}
+
 /// How long the API server may take to answer.
 const REQUEST: Duration = Duration::from_secs(30);
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(10);
-
-/// How a cluster is reached; by default as `kubectl` would, or from inside a pod.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Connection {
-    /// A kubeconfig file; `None` is `$KUBECONFIG`, `~/.kube/config`, or a pod's service account.
-    pub kubeconfig: Option<PathBuf>,
-    /// The context of the kubeconfig; `None` is its current one.
-    pub context: Option<String>,
-    /// The namespace; `None` is that of the context or of the pod.
-    pub namespace: Option<String>,
-    /// The name of this engine: engines that share a namespace have different ones. A label
-    /// value.
-    pub instance: String,
-}
-
-impl Default for Connection {
-    fn default() -> Self {
-        Self {
-            kubeconfig: None,
-            context: None,
-            namespace: None,
-            instance: "tesk".into(),
-        }
-    }
-}
 
 /// One namespace of a cluster, for one engine. Cheap to clone.
 #[derive(Clone)]
@@ -77,6 +56,8 @@ pub enum Part {
     Attempt,
     /// The plan of an attempt, for its pod.
     Plan,
+    /// The configuration of the filer.
+    Config,
     /// The head of a record.
     Record,
     /// A piece of a large document.
@@ -93,6 +74,7 @@ impl Part {
         match self {
             Self::Attempt => "attempt",
             Self::Plan => "plan",
+            Self::Config => "filer-config",
             Self::Record => "record",
             Self::Document => "document",
             Self::Result => "result",
@@ -103,13 +85,13 @@ impl Part {
 
 impl Cluster {
     /// Reads the credentials and makes a client; nothing is sent yet.
-    pub async fn connect(connection: &Connection) -> Result<Self, String> {
+    pub async fn connect(settings: &Settings) -> Result<Self, String> {
         let failed = |error: &dyn fmt::Display| format!("cannot find a cluster: {error}");
         let options = KubeConfigOptions {
-            context: connection.context.clone(),
+            context: settings.context.clone(),
             ..KubeConfigOptions::default()
         };
-        let mut config = match (&connection.kubeconfig, &connection.context) {
+        let mut config = match (&settings.kubeconfig, &settings.context) {
             (Some(path), _) => {
                 let file = Kubeconfig::read_from(path).map_err(|error| {
                     format!("cannot read the kubeconfig {}: {error}", path.display())
@@ -126,12 +108,12 @@ impl Cluster {
         config.connect_timeout = Some(CONNECT);
         // Whoever asks knows better than the client what to do about a refusal.
         config.default_retry = false;
-        let namespace = connection
+        let namespace = settings
             .namespace
             .clone()
             .unwrap_or_else(|| config.default_namespace.clone());
         let client = Client::try_from(config).map_err(|error| failed(&error))?;
-        Ok(Self::new(client, namespace, connection.instance.clone()))
+        Ok(Self::new(client, namespace, settings.instance.clone()))
     }
 
     /// A cluster behind a client, which may be a stand-in.
@@ -217,6 +199,16 @@ impl ApiError {
     /// Such an object exists already, or is not as the request supposes.
     pub fn is_conflict(&self) -> bool {
         self.code == 409
+    }
+
+    /// Such an object exists already.
+    pub fn is_there(&self) -> bool {
+        self.code == 409 && self.reason == "AlreadyExists"
+    }
+
+    /// This engine lacks a right.
+    pub fn is_forbidden_to_us(&self) -> bool {
+        self.code == 401 || self.code == 403 && self.message.contains("cannot create resource")
     }
 
     /// A quota of the namespace is used up: it may succeed later.

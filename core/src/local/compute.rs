@@ -16,16 +16,14 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
 
 use self::directory::{Claim, Directory, Order, started_ticks};
 use super::remove::remove_tree;
@@ -33,6 +31,7 @@ use super::runtime::Runtime;
 use crate::plan::Plan;
 use crate::scheduler::TaskId;
 use crate::scheduler::compute::{AttemptId, Compute, ComputeError, Observed, Phase, Refusal};
+use crate::scheduler::hints::Hints;
 
 /// How often an attempt that an earlier process of the engine started is looked at.
 const ADOPTED: Duration = Duration::from_millis(200);
@@ -220,12 +219,7 @@ impl Compute for LocalCompute {
     }
 
     async fn watch(&self) -> Result<BoxStream<'static, AttemptId>, ComputeError> {
-        let receiver = self.hints.subscribe();
-        let stream = futures_util::stream::unfold(receiver, |mut receiver| async move {
-            let attempt = receiver.recv().await?;
-            Some((attempt, receiver))
-        });
-        Ok(stream.boxed())
+        Ok(self.hints.subscribe())
     }
 
     async fn cancel(&self, attempt: &AttemptId, grace: Duration) -> Result<(), ComputeError> {
@@ -264,27 +258,6 @@ impl Compute for LocalCompute {
     async fn attempts(&self) -> Result<Vec<AttemptId>, ComputeError> {
         self.list()
             .map_err(|error| ComputeError(format!("cannot list attempts: {error}")))
-    }
-}
-
-/// Who wants to know of attempts that changed.
-#[derive(Clone, Debug, Default)]
-struct Hints(Arc<Mutex<Vec<mpsc::UnboundedSender<AttemptId>>>>);
-
-impl Hints {
-    fn subscribe(&self) -> mpsc::UnboundedReceiver<AttemptId> {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        self.lock().push(sender);
-        receiver
-    }
-
-    fn send(&self, attempt: &AttemptId) {
-        self.lock()
-            .retain(|sender| sender.send(attempt.clone()).is_ok());
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<mpsc::UnboundedSender<AttemptId>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

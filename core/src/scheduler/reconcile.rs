@@ -147,7 +147,17 @@ impl Decision<'_> {
                 vec![Action::Submit(attempt)]
             }
             Phase::Absent => self.lost(attempt, observed, "it has disappeared", false),
-            Phase::Pending(_) => Vec::new(),
+            Phase::Pending(None) => Vec::new(),
+            Phase::Pending(Some(reason)) => {
+                let situation = self.situation;
+                match waits(situation.logs, situation.head.attempt, reason) {
+                    Some(logs) => vec![Action::Write(Update {
+                        logs: Some(logs),
+                        ..Update::default()
+                    })],
+                    None => Vec::new(),
+                }
+            }
             Phase::Initializing => self.progress(attempt, observed, &[Event::Assigned]),
             Phase::Running => self.progress(attempt, observed, &[Event::Assigned, Event::Started]),
             Phase::Lost { reason, preempted } => self.lost(attempt, observed, reason, *preempted),
@@ -222,7 +232,8 @@ impl Decision<'_> {
         preempted: bool,
     ) -> Vec<Action> {
         let log = self.left(observed);
-        let deadline = self.deadline(observed.started);
+        // What has disappeared does not say any more when it began.
+        let deadline = self.deadline(log.start_time);
         if deadline.is_some_and(|end| end <= self.situation.now) {
             let reason = Some(self.over_time());
             return self.end(Some(attempt), log, &[Event::SystemFailed], reason);
@@ -373,6 +384,26 @@ impl Decision<'_> {
             .saturating_mul(factor)
             .min(self.settings.max_back_off)
     }
+}
+
+/// The logs with a line that says why attempt number `attempt` waits; `None` if they say so
+/// already, or have said enough: what a cluster lacks can be put in ever new words.
+pub(super) fn waits(logs: &[TaskLog], attempt: u32, reason: &str) -> Option<Vec<TaskLog>> {
+    const MOST: usize = 10;
+    const WAITS: &str = "waits: ";
+    let mut logs = logs.to_vec();
+    let log = logs.get_mut(attempt.saturating_sub(1) as usize)?;
+    let line = format!("{WAITS}{reason}");
+    let there = log.system_logs.get_or_insert_default();
+    let said = there
+        .iter()
+        .filter(|there| there.starts_with(WAITS))
+        .count();
+    if said >= MOST || there.contains(&line) {
+        return None;
+    }
+    there.push(line);
+    Some(logs)
 }
 
 /// The state after those of the events that it can take, in their order: an attempt that is

@@ -1,10 +1,10 @@
 //! One look at one task, and what follows from it.
 
 use super::compute::{AttemptId, Compute, ComputeError, Observed, Refusal};
-use super::reconcile::{Action, Admission, Situation, reconcile};
+use super::reconcile::{Action, Admission, Situation, reconcile, waits};
 use super::record::{Head, Record, TaskId};
 use super::run::Settings;
-use super::store::{StoreError, TaskStore};
+use super::store::{StoreError, TaskStore, Update};
 use crate::plan::Plan;
 use crate::tes::Task;
 use crate::time::Timestamp;
@@ -107,6 +107,18 @@ async fn apply(
                     Err(Refusal::Busy(reason)) => {
                         tracing::debug!(%attempt, reason, "no room for an attempt");
                         wake = Some(Timestamp::now().after(settings.busy));
+                        if let Some(logs) = waits(&record.logs, attempt.number, &reason) {
+                            let update = Update {
+                                logs: Some(logs),
+                                ..Update::default()
+                            };
+                            match store.update(&head.id, record.head.version, update).await {
+                                Ok(new) => head = new,
+                                // The next look says it.
+                                Err(StoreError::Conflict) => {}
+                                Err(error) => return Err(error.into()),
+                            }
+                        }
                     }
                     Err(Refusal::Never(reason)) => return Ok(Applied::Never(reason)),
                     Err(Refusal::Unknown(error)) => return Err(error.into()),

@@ -31,6 +31,11 @@ impl std::fmt::Debug for UrlSecrets {
     }
 }
 
+/// Whether the password in `url` is masked.
+pub(crate) fn is_masked(url: &str) -> bool {
+    password(url).is_some_and(|range| &url[range] == MASK)
+}
+
 /// Masks the password in `url`, and returns it.
 pub(super) fn mask(url: &mut String) -> Option<String> {
     let range = password(url)?;

@@ -6,6 +6,7 @@
 mod urls;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::read::{self, Draft, Indices};
 use super::rejection::{Faults, Place, shortened};
@@ -35,7 +36,21 @@ pub struct Rules {
 
 /// Checks the value of a backend parameter; an error completes a sentence that begins with the
 /// parameter's name: "must be a or b".
-pub type ParameterCheck = fn(&str) -> Result<(), String>;
+#[derive(Clone)]
+pub struct ParameterCheck(Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>);
+
+impl ParameterCheck {
+    /// The check that `check` makes.
+    pub fn new(check: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(check))
+    }
+}
+
+impl std::fmt::Debug for ParameterCheck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ParameterCheck")
+    }
+}
 
 /// A document that may be stored.
 #[derive(Clone, Debug, PartialEq)]
@@ -301,7 +316,7 @@ impl Check<'_> {
                 .clone()
                 .find(|(name, _)| name.eq_ignore_ascii_case(key))
             {
-                Some((_, check)) => check(value),
+                Some((_, check)) => (check.0)(value),
                 None => Err("is not supported by this server".into()),
             };
             let Err(msg) = checked else { continue };

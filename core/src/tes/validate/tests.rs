@@ -32,7 +32,7 @@ fn rules() -> Rules {
         max_cpu_cores: Some(8),
         max_ram_gb: Some(64.0),
         max_disk_gb: Some(100.0),
-        backend_parameters: [("NodePool".to_owned(), pool as fn(&str) -> _)].into(),
+        backend_parameters: [("NodePool".to_owned(), ParameterCheck::new(pool))].into(),
     }
 }
 

@@ -1,0 +1,433 @@
+//! [`Compute`] on a cluster: one bare pod for each attempt.
+//!
+//! The pod's name is the attempt's id, so that it cannot be made twice, and what the API server
+//! refuses it refuses at once. A watch keeps the status of all pods in memory; what it does not
+//! know is asked for.
+
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use k8s_openapi::api::core::v1::{ConfigMap, LimitRange, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tokio::task::JoinHandle;
+
+use self::watch::{Pods, attempt_of, without_plan};
+use super::cluster::{ATTEMPT, ApiError, Cluster, Part, TASK};
+use super::pod::{self, Features, Least, Manifests, OUTPUTS, PLAN_PARTS, STOP, Surroundings};
+use super::settings::Settings;
+use super::status::{self, Look, Need};
+use crate::plan::Plan;
+use crate::scheduler::TaskId;
+use crate::scheduler::compute::{AttemptId, Compute, ComputeError, Observed, Phase, Refusal};
+use crate::time::Timestamp;
+
+/// The lines of a log in which a report is looked for: it is at the end.
+const REPORT_LINES: i64 = 4000;
+
+/// Who owns what is made for a task, so that it goes with the owner.
+pub type Owners = Arc<dyn Fn(&TaskId) -> Option<OwnerReference> + Send + Sync>;
+
+/// What the compute side needs to know.
+pub struct Options {
+    /// The operator's choices.
+    pub settings: Settings,
+    /// The configuration of the filer: storages and transfers, as TOML.
+    pub filer_config: String,
+    /// Time between a polite and a forced end.
+    pub grace: Duration,
+    /// How long an attempt may take.
+    pub time_limit: Option<Duration>,
+    /// Who owns pods.
+    pub owners: Owners,
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Attempts as pods.
+pub struct KubernetesCompute {
+    cluster: Cluster,
+    surroundings: Surroundings,
+    owners: Owners,
+    pods: Arc<Pods>,
+    watch: JoinHandle<()>,
+}
+
+impl std::fmt::Debug for KubernetesCompute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KubernetesCompute")
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for KubernetesCompute {
+    fn drop(&mut self) {
+        self.watch.abort();
+    }
+}
+
+impl KubernetesCompute {
+    /// Asks the server what it can, leaves the filer's configuration there, and begins to watch
+    /// pods.
+    pub async fn open(cluster: Cluster, options: Options) -> Result<Self, String> {
+        options.settings.check()?;
+        let features = features(&cluster).await?;
+        let filer_config = leave_config(&cluster, options.filer_config)
+            .await
+            .map_err(|error| format!("cannot write the filer's configuration: {error}"))?;
+        let pods = Arc::new(Pods::default());
+        let watch = tokio::spawn(watch::follow(cluster.clone(), Arc::clone(&pods)));
+        Ok(Self {
+            surroundings: Surroundings {
+                labels: cluster.labels(Part::Attempt),
+                plan_labels: cluster.labels(Part::Plan),
+                settings: options.settings,
+                filer_config,
+                grace: options.grace,
+                time_limit: options.time_limit,
+                features,
+            },
+            owners: options.owners,
+            cluster,
+            pods,
+            watch,
+        })
+    }
+
+    async fn pod(&self, attempt: &AttemptId) -> Result<Option<Arc<Pod>>, ApiError> {
+        if let Some(pod) = self.pods.get(attempt) {
+            return Ok(Some(pod));
+        }
+        let api = self.cluster.api::<Pod>();
+        let pod = self
+            .cluster
+            .answer(api.get_opt(&pod::name(attempt)))
+            .await?;
+        Ok(pod
+            .filter(|pod| attempt_of(&pod.metadata).as_ref() == Some(attempt))
+            .map(|pod| Arc::new(without_plan(pod))))
+    }
+
+    /// The end of the log of the container `outputs`.
+    async fn report_log(&self, attempt: &AttemptId) -> Result<String, ApiError> {
+        let options = LogParams {
+            container: Some(OUTPUTS.into()),
+            tail_lines: Some(REPORT_LINES),
+            ..LogParams::default()
+        };
+        let api = self.cluster.api::<Pod>();
+        let name = pod::name(attempt);
+        self.cluster.answer(api.logs(&name, &options)).await
+    }
+
+    /// Tells the supervisors in a pod to wait no longer.
+    async fn stop(&self, attempt: &AttemptId, reason: &str) -> Result<(), ApiError> {
+        tracing::info!(%attempt, reason, "it can never go on");
+        let patch = json!({ "metadata": { "annotations": { STOP: reason } } });
+        let api = self.cluster.api::<Pod>();
+        let name = pod::name(attempt);
+        let patch = Patch::Merge(&patch);
+        let params = PatchParams::default();
+        match self.cluster.answer(api.patch(&name, &params, &patch)).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn create(&self, attempt: &AttemptId, manifests: Manifests) -> Result<(), ApiError> {
+        let params = PostParams::default();
+        let parts = self.cluster.api::<ConfigMap>();
+        for part in &manifests.plan {
+            match self.cluster.answer(parts.create(&params, part)).await {
+                Err(error) if error.is_there() => {}
+                other => drop(other?),
+            }
+        }
+        let pods = self.cluster.api::<Pod>();
+        let created = self
+            .cluster
+            .answer(pods.create(&params, &manifests.pod))
+            .await;
+        match created {
+            Ok(pod) => self.pods.insert(attempt, without_plan(pod)),
+            // By this engine before a crash, or by a request whose answer was lost.
+            Err(error) if error.is_there() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, attempt: &AttemptId, grace: Option<u32>) -> Result<(), ApiError> {
+        let params = DeleteParams {
+            grace_period_seconds: grace,
+            ..DeleteParams::default()
+        };
+        let api = self.cluster.api::<Pod>();
+        let name = pod::name(attempt);
+        match self.cluster.answer(api.delete(&name, &params)).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_not_found() => {
+                self.pods.remove(attempt);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn delete_plan(&self, attempt: &AttemptId) -> Result<(), ApiError> {
+        let api = self.cluster.api::<ConfigMap>();
+        let selector = format!(
+            "{},{TASK}={},{ATTEMPT}={}",
+            self.cluster.selector(Part::Plan),
+            attempt.task,
+            attempt.number
+        );
+        let params = ListParams::default().labels(&selector);
+        let parts = self.cluster.answer(api.list_metadata(&params)).await?;
+        for part in parts {
+            let name = part.metadata.name.unwrap_or_default();
+            let params = DeleteParams::default();
+            match self.cluster.answer(api.delete(&name, &params)).await {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Compute for KubernetesCompute {
+    async fn submit(&self, attempt: &AttemptId, plan: &Plan) -> Result<(), Refusal> {
+        let mut manifests =
+            pod::manifests(attempt, plan, &self.surroundings).map_err(Refusal::Never)?;
+        if let Some(owner) = (self.owners)(&attempt.task) {
+            let parts = manifests.plan.iter_mut().map(|part| &mut part.metadata);
+            for metadata in parts.chain([&mut manifests.pod.metadata]) {
+                metadata.owner_references = Some(vec![owner.clone()]);
+            }
+        }
+        let error = match self.create(attempt, manifests).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        if error.is_quota() || error.code == 429 || error.is_conflict() {
+            return Err(Refusal::Busy(error.message));
+        }
+        // What the engine itself may not do is not the task's fault.
+        if error.is_temporary() || error.is_forbidden_to_us() {
+            return Err(Refusal::Unknown(failed(attempt, "start", &error)));
+        }
+        Err(Refusal::Never(format!(
+            "the cluster refuses its pod: {}",
+            error.message
+        )))
+    }
+
+    async fn observe(&self, attempt: &AttemptId) -> Result<Observed, ComputeError> {
+        let error = |error: ApiError| failed(attempt, "look at", &error);
+        let Some(pod) = self.pod(attempt).await.map_err(error)? else {
+            return Ok(Observed::absent());
+        };
+        let patience = &self.surroundings.settings.patience;
+        let look = |log: Option<&str>| status::look(&pod, log, patience, Timestamp::now());
+        let Look { observed, need } = look(None);
+        match need {
+            None => Ok(observed),
+            Some(Need::Stop(reason)) => {
+                self.stop(attempt, &reason).await.map_err(error)?;
+                Ok(observed)
+            }
+            Some(Need::Log) => {
+                let log = self.report_log(attempt).await.map_err(error)?;
+                let Look { mut observed, need } = look(Some(&log));
+                if need.is_some() {
+                    observed.phase = Phase::Lost {
+                        reason: "its report is not in its log".into(),
+                        preempted: false,
+                    };
+                }
+                Ok(observed)
+            }
+        }
+    }
+
+    async fn watch(&self) -> Result<BoxStream<'static, AttemptId>, ComputeError> {
+        Ok(self.pods.hints.subscribe())
+    }
+
+    async fn cancel(&self, attempt: &AttemptId, grace: Duration) -> Result<(), ComputeError> {
+        let error = |error: ApiError| failed(attempt, "cancel", &error);
+        let Some(pod) = self.pod(attempt).await.map_err(error)? else {
+            return Ok(());
+        };
+        if pod.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let grace = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX);
+        // The supervisors need a moment of their own after it.
+        let grace = grace.saturating_add(pod::AFTER_GRACE as u32);
+        self.delete(attempt, Some(grace)).await.map_err(error)
+    }
+
+    async fn remove(&self, attempt: &AttemptId) -> Result<(), ComputeError> {
+        let error = |error: ApiError| failed(attempt, "remove", &error);
+        let pod = self.pod(attempt).await.map_err(error)?;
+        if let Some(pod) = &pod {
+            // One that is to go and does not: its node is silent.
+            let silent = pod.metadata.deletion_timestamp.is_some();
+            let grace = silent.then_some(0);
+            self.delete(attempt, grace).await.map_err(error)?;
+        }
+        let annotations = pod
+            .as_ref()
+            .and_then(|pod| pod.metadata.annotations.as_ref());
+        let in_parts = annotations.is_none_or(|all| all.contains_key(PLAN_PARTS));
+        if in_parts {
+            self.delete_plan(attempt).await.map_err(error)?;
+        }
+        Ok(())
+    }
+
+    async fn attempts(&self) -> Result<Vec<AttemptId>, ComputeError> {
+        let error = |error: ApiError| ComputeError(format!("cannot list attempts: {error}"));
+        let mut attempts = self.pods.all().await;
+        let params = ListParams::default().labels(&self.cluster.selector(Part::Plan));
+        let api = self.cluster.api::<ConfigMap>();
+        let plans = self
+            .cluster
+            .answer(api.list_metadata(&params))
+            .await
+            .map_err(error)?;
+        attempts.extend(plans.iter().filter_map(|plan| attempt_of(&plan.metadata)));
+        attempts.sort_unstable();
+        attempts.dedup();
+        Ok(attempts)
+    }
+}
+
+fn failed(attempt: &AttemptId, what: &str, error: &ApiError) -> ComputeError {
+    ComputeError(format!("cannot {what} {attempt}: {error}"))
+}
+
+async fn features(cluster: &Cluster) -> Result<Features, String> {
+    let version = cluster
+        .answer(cluster.client().apiserver_version())
+        .await
+        .map_err(|error| format!("cannot ask for the cluster's version: {error}"))?;
+    let digits = |text: &str| {
+        let end = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
+        text[..end].parse::<u32>().unwrap_or(0)
+    };
+    let version = (digits(&version.major), digits(&version.minor));
+    if version < (1, 25) {
+        return Err(format!(
+            "the cluster is Kubernetes {}.{}; 1.25 or later is needed",
+            version.0, version.1
+        ));
+    }
+    Ok(Features {
+        pod_resources: version >= (1, 34),
+        least: least(cluster).await,
+    })
+}
+
+/// The strictest minimum of the namespace's limit ranges; none if they may not be read.
+async fn least(cluster: &Cluster) -> Least {
+    let api = cluster.api::<LimitRange>();
+    let ranges = match cluster.answer(api.list(&ListParams::default())).await {
+        Ok(ranges) => ranges,
+        Err(error) => {
+            tracing::warn!(%error, "cannot read limit ranges; if there are any, pods may be refused");
+            return Least::default();
+        }
+    };
+    let limits = ranges.into_iter().filter_map(|range| range.spec);
+    let limits = limits.flat_map(|spec| spec.limits);
+    let minima = limits
+        .filter(|limit| limit.type_ == "Container")
+        .filter_map(|limit| limit.min);
+    minima.fold(Least::default(), |least, min| Least {
+        millicores: least.millicores.max(quantity(&min, "cpu", 1000)),
+        memory: least.memory.max(quantity(&min, "memory", 1)),
+    })
+}
+
+/// An amount in units of `1 / factor`, rounded up; 0 if it is not there or cannot be read.
+fn quantity(
+    amounts: &std::collections::BTreeMap<
+        String,
+        k8s_openapi::apimachinery::pkg::api::resource::Quantity,
+    >,
+    name: &str,
+    factor: u64,
+) -> u64 {
+    const UNITS: [(&str, f64); 13] = [
+        ("Ki", 1024.0),
+        ("Mi", 1_048_576.0),
+        ("Gi", 1_073_741_824.0),
+        ("Ti", 1_099_511_627_776.0),
+        ("n", 1e-9),
+        ("u", 1e-6),
+        ("m", 1e-3),
+        ("k", 1e3),
+        ("M", 1e6),
+        ("G", 1e9),
+        ("T", 1e12),
+        ("P", 1e15),
+        ("", 1.0),
+    ];
+    let Some(text) = amounts.get(name).map(|amount| amount.0.trim()) else {
+        return 0;
+    };
+    let unit = UNITS.iter().find(|(unit, _)| text.ends_with(unit));
+    let (unit, size) = unit.unwrap_or(&("", 1.0));
+    let number: f64 = text[..text.len() - unit.len()].parse().unwrap_or(0.0);
+    (number * size * factor as f64).ceil() as u64
+}
+
+/// Leaves the filer's configuration in a ConfigMap whose name tells its content, so that pods of
+/// an earlier configuration keep theirs.
+async fn leave_config(cluster: &Cluster, config: String) -> Result<String, ApiError> {
+    let digest = Sha256::digest(&config);
+    let digest: String = digest[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let name = format!("tesk-filer-{digest}");
+    let map = ConfigMap {
+        metadata: kube::api::ObjectMeta {
+            name: Some(name.clone()),
+            labels: Some(cluster.labels(Part::Config)),
+            ..kube::api::ObjectMeta::default()
+        },
+        immutable: Some(true),
+        data: Some([(pod::FILER_CONFIG.to_owned(), config)].into()),
+        binary_data: None,
+    };
+    let api = cluster.api::<ConfigMap>();
+    match cluster
+        .answer(api.create(&PostParams::default(), &map))
+        .await
+    {
+        Ok(_) => Ok(name),
+        Err(error) if error.is_there() => Ok(name),
+        Err(error) => Err(error),
+    }
+}

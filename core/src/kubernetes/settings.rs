@@ -1,0 +1,264 @@
+//! How the engine works on a cluster: the section `[kubernetes]` of the configuration.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ByteSize, Span};
+
+/// The section `[kubernetes]`; `tesk.example.toml` describes each key.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// A kubeconfig file; `None` is `$KUBECONFIG`, `~/.kube/config`, or a pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig; `None` is its current one.
+    pub context: Option<String>,
+    /// The namespace; `None` is that of the context or of the pod.
+    pub namespace: Option<String>,
+    /// The name of this engine, a label value: engines that share a namespace differ in it.
+    pub instance: String,
+    /// The image of the filer.
+    pub filer_image: String,
+    /// The memory that each of the two filers of a pod may use.
+    pub filer_memory: ByteSize,
+    /// How the filer gets beside the executors.
+    pub install: Install,
+    /// Secrets for pulling images, of executors and of the filer.
+    pub image_pull_secrets: Vec<String>,
+    /// The service account of pods; they get no token of it.
+    pub service_account: Option<String>,
+    /// Executors run under the `restricted` Pod Security Standard: images whose user is root do
+    /// not start.
+    pub restricted: bool,
+    /// CPU cores of a task that does not say.
+    pub default_cpu_cores: u32,
+    /// Memory of a task that does not say.
+    pub default_memory: ByteSize,
+    /// The least memory of a task, whatever it says.
+    pub min_memory: ByteSize,
+    /// The scratch space of a task that does not say; zero is no limit.
+    pub default_scratch: ByteSize,
+    /// The storage class of scratch volumes; `None` is the node's own disk (`emptyDir`).
+    pub scratch_class: Option<String>,
+    /// The size of `/dev/shm` in executors; `None` is the runtime's default.
+    pub shm_size: Option<ByteSize>,
+    /// Bytes kept of the end of what an executor writes, of each stream.
+    pub log_tail: ByteSize,
+    /// The node label that `resources.zones` selects by; empty ignores zones.
+    pub zone_label: String,
+    /// Volumes and secrets that pods see besides their own.
+    pub mounts: Vec<ExtraMount>,
+    /// What tasks may ask for in `backend_parameters`.
+    pub parameters: Parameters,
+    /// How long a pod may be stuck.
+    pub patience: Patience,
+    /// What is merged over the manifests.
+    pub patch: Patches,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            kubeconfig: None,
+            context: None,
+            namespace: None,
+            instance: "tesk".into(),
+            filer_image: concat!("tesk-filer:", env!("CARGO_PKG_VERSION")).into(),
+            filer_memory: ByteSize(256 << 20),
+            install: Install::default(),
+            image_pull_secrets: Vec::new(),
+            service_account: None,
+            restricted: false,
+            default_cpu_cores: 1,
+            default_memory: ByteSize(2 << 30),
+            min_memory: ByteSize(64 << 20),
+            default_scratch: ByteSize(0),
+            scratch_class: None,
+            shm_size: None,
+            log_tail: ByteSize(64 << 10),
+            zone_label: "topology.kubernetes.io/zone".into(),
+            mounts: Vec::new(),
+            parameters: Parameters::default(),
+            patience: Patience::default(),
+            patch: Patches::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// What the types do not say. An error names the key.
+    pub fn check(&self) -> Result<(), String> {
+        super::pod::check_patches(&self.patch)?;
+        let parameters = &self.parameters;
+        let own = parameters
+            .resources
+            .keys()
+            .chain(parameters.node_selector.keys());
+        for key in own {
+            if key.is_empty() || key.chars().any(|c| c.is_ascii_uppercase()) {
+                return Err(format!(
+                    "kubernetes.parameters: `{key}` must be in lower case; tasks may write it in any case"
+                ));
+            }
+        }
+        for mount in &self.mounts {
+            let sources = [&mount.claim, &mount.secret, &mount.config_map];
+            if sources.iter().filter(|source| source.is_some()).count() != 1 {
+                return Err(format!(
+                    "kubernetes.mounts: {} needs one of claim, secret and config_map",
+                    mount.path
+                ));
+            }
+            if mount.sub_path.is_some() && mount.claim.is_none() {
+                return Err(format!(
+                    "kubernetes.mounts: {}: sub_path is a directory of a claim",
+                    mount.path
+                ));
+            }
+        }
+        let reference = parameters.reference_data.values().map(|data| &data.path);
+        for path in self.mounts.iter().map(|mount| &mount.path).chain(reference) {
+            if !path.starts_with('/') || path.contains(':') || path.len() < 2 {
+                return Err(format!(
+                    "kubernetes: the mount path `{path}` must be absolute, without a colon"
+                ));
+            }
+        }
+        if self.log_tail.0 < 10 << 10 {
+            return Err("kubernetes.log_tail: must be at least 10KiB".into());
+        }
+        Ok(())
+    }
+}
+
+/// How the filer's binary gets into the executors' containers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Install {
+    /// By a hook of the first container, which the kubelet waits for before it starts the next:
+    /// one second faster, by a behaviour that is old but not promised.
+    #[default]
+    Hook,
+    /// By an init container.
+    Init,
+}
+
+/// `[[kubernetes.mounts]]`: exactly one of `claim`, `secret` and `config_map`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtraMount {
+    /// Where containers see it.
+    pub path: String,
+    /// A `PersistentVolumeClaim`.
+    #[serde(default)]
+    pub claim: Option<String>,
+    /// A `Secret`, one file for each key.
+    #[serde(default)]
+    pub secret: Option<String>,
+    /// A `ConfigMap`, one file for each key.
+    #[serde(default)]
+    pub config_map: Option<String>,
+    /// A directory of the claim, instead of its root.
+    #[serde(default)]
+    pub sub_path: Option<String>,
+    /// Nobody writes to it. Executors never do.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Who sees it.
+    #[serde(default, rename = "in")]
+    pub audience: Audience,
+}
+
+/// Who sees a mount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Audience {
+    /// The filer only: storages and their credentials.
+    #[default]
+    Filer,
+    /// Executors only, read-only: reference data, licences.
+    Executors,
+}
+
+/// `[kubernetes.parameters]`: what `backend_parameters` mean. What is not listed is not
+/// supported.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Parameters {
+    /// Parameters that ask for a number of an extended resource: `gpu = "nvidia.com/gpu"`.
+    pub resources: BTreeMap<String, String>,
+    /// Parameters that select nodes by a label: `disktype = "example.com/disktype"`.
+    pub node_selector: BTreeMap<String, String>,
+    /// The values of `priority_class`.
+    pub priority_classes: Vec<String>,
+    /// The values of `queue`, which are local queues of Kueue.
+    pub queues: Vec<String>,
+    /// The values of `runtime_class`.
+    pub runtime_classes: Vec<String>,
+    /// The values of `storage_class`, for scratch.
+    pub storage_classes: Vec<String>,
+    /// The values of `image_pull_secret`.
+    pub image_pull_secrets: Vec<String>,
+    /// The values of `reference_data`, a list with commas: claims that executors see read-only.
+    pub reference_data: BTreeMap<String, ReferenceData>,
+    /// Whether tasks may shorten their time limit by `time_limit`.
+    pub time_limit: bool,
+}
+
+/// A claim with data for executors.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReferenceData {
+    /// The `PersistentVolumeClaim`.
+    pub claim: String,
+    /// Where executors see it.
+    pub path: String,
+    /// A directory of the claim, instead of its root.
+    #[serde(default)]
+    pub sub_path: Option<String>,
+}
+
+/// `[kubernetes.patience]`: how long a pod may be stuck before its task ends with the reason.
+/// Zero is for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Patience {
+    /// An image cannot be pulled.
+    pub image_pull: Span,
+    /// No node has room.
+    pub schedule: Span,
+    /// On a node, and the first container does not start.
+    pub start: Span,
+    /// The pod is to go, and its node does not answer.
+    pub node_lost: Span,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        let minutes = |m: u64| Span(Duration::from_secs(m * 60));
+        Self {
+            image_pull: minutes(5),
+            schedule: minutes(0),
+            start: minutes(15),
+            node_lost: minutes(10),
+        }
+    }
+}
+
+/// `[kubernetes.patch]`: strategic merge patches over the manifests, in the words of the
+/// Kubernetes API.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Patches {
+    /// Over every pod.
+    pub pod: toml::Table,
+    /// Over the pod of a task that is `preemptible`, after `pod`.
+    pub preemptible: toml::Table,
+    /// Over each executor's container.
+    pub executor: toml::Table,
+    /// Over each container of the filer.
+    pub filer: toml::Table,
+}
