@@ -8,6 +8,9 @@ mod integration {
     pub(crate) mod crash;
     /// Engines, tasks and waiting for them.
     pub(crate) mod harness;
+    /// The parts of the Kubernetes engine.
+    #[cfg(feature = "kubernetes")]
+    pub(crate) mod kubernetes;
     /// Executors in containers.
     pub(crate) mod podman;
     /// The loop that decides.
@@ -44,6 +47,8 @@ fn main() -> ExitCode {
     trials.extend(tasks::trials());
     trials.extend(crash::trials());
     trials.extend(podman::trials());
+    #[cfg(feature = "kubernetes")]
+    trials.extend(integration::kubernetes::trials());
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
