@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tesk_core::config::{ByteSize, Span};
+use tesk_core::kubernetes;
 use tesk_core::local::{ContainerArguments, RuntimeChoice};
 use tesk_core::scheduler;
 use tesk_core::storage::ConfigEntry;
@@ -34,6 +35,8 @@ pub struct Config {
     pub limits: Limits,
     /// The engine of this machine.
     pub local: Local,
+    /// The engine of a cluster.
+    pub kubernetes: kubernetes::Settings,
     /// The storages that tasks may name in their URLs.
     pub storage: Vec<ConfigEntry>,
     /// How files are moved.
@@ -46,7 +49,9 @@ pub struct Config {
 pub struct Server {
     /// The address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The directory of the database and of running tasks.
+    /// Where tasks run.
+    pub engine: EngineChoice,
+    /// The directory of the database and of running tasks of the local engine.
     pub data: PathBuf,
     /// A path that everything is served below as well, such as `/tesk`; empty is none.
     pub context_path: String,
@@ -71,6 +76,17 @@ pub struct Server {
     pub log_format: LogFormat,
 }
 
+/// Where tasks run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineChoice {
+    /// On this machine.
+    #[default]
+    Local,
+    /// In one namespace of a Kubernetes cluster.
+    Kubernetes,
+}
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -87,6 +103,7 @@ impl Default for Server {
         let seconds = |s| Span(Duration::from_secs(s));
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            engine: EngineChoice::default(),
             data: "tesk-data".into(),
             context_path: String::new(),
             allow_open: false,
@@ -307,6 +324,7 @@ impl Config {
         if self.limits.attempts == 0 {
             return Err("limits.attempts: must be at least 1".into());
         }
+        self.kubernetes.check()?;
         if self.local.log_tail.0 < 10 << 10 {
             return Err("local.log_tail: must be at least 10KiB".into());
         }
@@ -339,14 +357,20 @@ impl Config {
     /// How the scheduler decides.
     pub fn scheduler(&self) -> scheduler::Settings {
         let limits = &self.limits;
+        let defaults = scheduler::Settings::default();
         scheduler::Settings {
+            // A quota that is used up is asked about by every task that waits for it.
+            busy: match self.server.engine {
+                EngineChoice::Local => defaults.busy,
+                EngineChoice::Kubernetes => Duration::from_secs(5),
+            },
             max_active: limits.max_active,
             max_active_per_user: limits.max_active_per_user,
             max_attempts: limits.attempts,
             grace: limits.grace.0,
             time_limit: for_ever(limits.time_limit),
             retention: for_ever(limits.retention),
-            ..scheduler::Settings::default()
+            ..defaults
         }
     }
 
@@ -357,7 +381,10 @@ impl Config {
             max_cpu_cores: self.limits.max_cpu_cores,
             max_ram_gb: self.limits.max_ram_gb,
             max_disk_gb: self.limits.max_disk_gb,
-            backend_parameters: BTreeMap::new(),
+            backend_parameters: match self.server.engine {
+                EngineChoice::Local => BTreeMap::new(),
+                EngineChoice::Kubernetes => kubernetes::pod::checks(&self.kubernetes.parameters),
+            },
         }
     }
 }

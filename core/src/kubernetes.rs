@@ -4,10 +4,12 @@
 
 pub mod cluster;
 pub mod compute;
+mod engine;
 pub mod pod;
 mod settings;
 pub mod status;
 
 pub use cluster::{Cluster, secret_name};
 pub use compute::KubernetesCompute;
+pub use engine::{ClusterSettings, open};
 pub use settings::*;

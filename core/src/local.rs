@@ -1,6 +1,6 @@
 //! Both engine traits on one machine.
 //!
-//! - [`engine`]: [`Engine`], which bundles all of it.
+//! - [`engine`]: [`open`], which puts all of it together.
 //! - [`store`]: [`TaskStore`](crate::scheduler::TaskStore) in SQLite.
 //! - `compute`: [`Compute`](crate::scheduler::Compute); each attempt is a process that
 //!   outlives this one.
@@ -19,6 +19,6 @@ pub mod sandbox;
 pub mod store;
 
 pub use compute::Launcher;
-pub use engine::{Engine, LocalSettings, machine};
+pub use engine::{LocalSettings, machine, open};
 pub use runtime::{ContainerArguments, RuntimeChoice};
 pub use store::SqliteStore;

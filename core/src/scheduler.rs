@@ -6,6 +6,7 @@
 //! - [`reconcile`]: the pure decision: record, what is observed, and the time, to actions.
 //! - [`run`]: the loop that applies them, over `step` (one task, once) and `queue` (whose
 //!   turn it is).
+//! - [`engine`]: all of it as one thing.
 //! - [`cancel()`]: what a client's cancel does to a record.
 //!
 //! Every action is idempotent under a deterministic name, and results are written **before**
@@ -14,6 +15,7 @@
 
 mod cancel;
 pub mod compute;
+pub mod engine;
 pub mod hints;
 mod queue;
 pub mod reconcile;
@@ -26,6 +28,7 @@ pub mod store;
 
 pub use cancel::cancel;
 pub use compute::{AttemptId, Compute, Observed, Progress, Refusal, Report};
+pub use engine::Engine;
 pub use record::{Head, Owner, Record, TaskId};
 pub use run::{Capacity, Scheduler, Settings};
 pub use store::{Created, NewTask, Page, Query, StoreError, TaskStore, Update};

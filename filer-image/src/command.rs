@@ -22,7 +22,7 @@ struct Command {
 enum Subcommands {
     /// Makes what must be there before any other container starts. Exit code: 0, or 1.
     Prepare(prepare::Options),
-    /// Puts the inputs in place. Exit code: 0 when all are, 1, or 143 when told to end.
+    /// Waits for `prepare` and puts the inputs in place. Exit code: 0 when all are, 1, or 143 when told to end.
     Inputs(inputs::Options),
     /// Waits for its turn and runs one executor. Exit code: that of the command (127 not found,
     /// 126 not executable, 128 + n by signal n); 125 when it was not run; 143 when told to end.

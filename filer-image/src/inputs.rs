@@ -1,4 +1,4 @@
-//! `filer inputs`: puts the inputs in place and gives the turn to the first executor.
+//! `filer inputs`: waits until all is prepared, puts the inputs in place and gives the turn to the first executor.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tesk_core::time::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::handover::{Record, Step, Turn, Verdict};
-use crate::{plan_file, progress, storages};
+use crate::{plan_file, prepare, progress, storages};
 
 /// The options of `filer inputs`.
 #[derive(Debug, clap::Args)]
@@ -39,6 +39,10 @@ pub async fn run(
     plugins: &RegistryBuilder,
     terminated: &CancellationToken,
 ) -> anyhow::Result<u8> {
+    tokio::select! {
+        done = prepare::done(&options.handover) => done.context("cannot see what is prepared")?,
+        () = terminated.cancelled() => return Ok(crate::exec::TERMINATED),
+    }
     let started = Timestamp::now();
     let turn = Turn::take(&options.handover, Step::Inputs).context("cannot take the turn")?;
     let placed = tokio::select! {

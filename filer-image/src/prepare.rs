@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use rustix::fs::{FlockOperation, flock};
 use tesk_core::plan::Plan;
 use tesk_core::rooted::{Root, Symlinks};
 use tesk_core::staging;
@@ -45,6 +46,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 fn prepare(options: &Options) -> anyhow::Result<()> {
+    let done = Done::begin(&options.handover).context("cannot use the hand-over directory")?;
     let plan = plan_file::read(&options.plan)?;
     let scratch = Root::open(&options.scratch, Symlinks::InRoot)
         .with_context(|| format!("cannot open scratch {}", options.scratch.display()))?;
@@ -58,8 +60,58 @@ fn prepare(options: &Options) -> anyhow::Result<()> {
         install(directory, plan)
             .with_context(|| format!("cannot install in {}", directory.display()))?;
     }
-    Ok(())
+    done.say().context("cannot say that all is prepared")
 }
+
+/// The file that appears once all is prepared. It is locked as long as this process lives: a
+/// container that ends while a hook still runs in it has a hook that failed.
+struct Done {
+    path: PathBuf,
+    temporary: PathBuf,
+    _lock: File,
+}
+
+impl Done {
+    fn begin(handover: &Path) -> io::Result<Self> {
+        let temporary = handover.join(format!(".prepared-{}", std::process::id()));
+        let lock = File::create(&temporary)?;
+        lock.set_permissions(Permissions::from_mode(0o644))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Self {
+            path: handover.join(PREPARED),
+            temporary,
+            _lock: lock,
+        })
+    }
+
+    fn say(self) -> anyhow::Result<()> {
+        std::fs::rename(&self.temporary, &self.path)?;
+        // Until the end of the process, and not of this function.
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+const PREPARED: &str = "prepared";
+
+/// Waits until all is prepared and whoever did it is gone.
+pub async fn done(handover: &Path) -> io::Result<()> {
+    loop {
+        match File::open(handover.join(PREPARED)) {
+            Ok(file) => match flock(&file, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => return Ok(()),
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(error.into()),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// How often that is looked for.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// All steps of a plan, in order.
 pub fn steps(plan: &Plan) -> impl Iterator<Item = Step> {

@@ -10,15 +10,16 @@ use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tesk_core::local::{self, Engine, Launcher, LocalSettings};
-use tesk_core::scheduler::Capacity;
+use tesk_core::kubernetes::{self, ClusterSettings};
+use tesk_core::local::{self, Launcher, LocalSettings};
+use tesk_core::scheduler::{Capacity, Engine};
 use tesk_core::storage::registry::Prefixes;
 use tesk_core::storage::{ConfigEntry, Registry, RegistryBuilder, StorageUrl};
 use tesk_core::tes::{PrefixRule, Rules};
 use tesk_core::transfer;
 
 use crate::auth::users;
-use crate::config::Config;
+use crate::config::{Config, EngineChoice};
 
 /// The storages that this program has, said once, by its `main`.
 static PLUGINS: OnceLock<RegistryBuilder> = OnceLock::new();
@@ -119,6 +120,19 @@ struct Storages {
     transfer: transfer::Settings,
 }
 
+impl Storages {
+    fn of(config: &Config) -> Self {
+        Self {
+            storage: if config.storage.is_empty() {
+                tesk_backends::default_entries()
+            } else {
+                config.storage.clone()
+            },
+            transfer: config.transfer.clone(),
+        }
+    }
+}
+
 /// The hidden command that runs one attempt, in a process of its own.
 const ATTEMPT: &str = "__attempt";
 
@@ -151,8 +165,25 @@ pub(super) fn attempt() -> Option<ExitCode> {
     }))
 }
 
-/// Starts the engine of this machine.
+/// Starts the engine of the configuration.
 pub(super) async fn start(config: &Config) -> Result<Engine, String> {
+    match config.server.engine {
+        EngineChoice::Local => start_local(config).await,
+        EngineChoice::Kubernetes => {
+            let filer_config = toml::to_string(&Storages::of(config)).map_err(|error| {
+                format!("the storages cannot be written down for the cluster: {error}")
+            })?;
+            kubernetes::open(ClusterSettings {
+                kubernetes: config.kubernetes.clone(),
+                filer_config,
+                scheduler: config.scheduler(),
+            })
+            .await
+        }
+    }
+}
+
+async fn start_local(config: &Config) -> Result<Engine, String> {
     let data = &config.server.data;
     let mut scheduler = config.scheduler();
     if config.local.cores.is_some() || config.local.memory.is_some() {
@@ -165,7 +196,7 @@ pub(super) async fn start(config: &Config) -> Result<Engine, String> {
     let storages = write_storages(config)?;
     let program = std::env::current_exe()
         .map_err(|error| format!("cannot find this program's own file: {error}"))?;
-    let engine = Engine::open(LocalSettings {
+    local::open(LocalSettings {
         data: data.clone(),
         runtime: config.local.runtime,
         container_arguments: config.local.container_arguments.clone(),
@@ -177,18 +208,14 @@ pub(super) async fn start(config: &Config) -> Result<Engine, String> {
         tail: config.local.log_tail.0 as usize,
     })
     .await
-    .map_err(|error| error.to_string())?;
-    Ok(engine)
+    .map_err(|error| error.to_string())
 }
 
 /// Leaves the storages where attempts find them. The name tells the content: an attempt that
 /// an earlier configuration started still finds its own, and another engine's is never
 /// replaced.
 fn write_storages(config: &Config) -> Result<PathBuf, String> {
-    let storages = Storages {
-        storage: config.storage.clone(),
-        transfer: config.transfer.clone(),
-    };
+    let storages = Storages::of(config);
     let data = &config.server.data;
     let text = serde_json::to_vec(&storages).map_err(|error| error.to_string())?;
     let name = users::hex(&Sha256::digest(&text)[..8]);

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tesk_core::local::{Engine, RuntimeChoice};
-use tesk_core::scheduler::{self, NewTask, Owner, Progress, TaskId};
+use tesk_core::local::RuntimeChoice;
+use tesk_core::scheduler::{self, Engine, NewTask, Owner, Progress, TaskId};
 use tesk_core::tes::{self, Rejection, State, TaskLog, TaskReply};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::engine;
 use super::{Failure, Outcome, complain, document, print, runtime_parser, show, start_log};
-use crate::config::Config;
+use crate::config::{Config, EngineChoice};
 
 /// Lines shown of the end of what an executor wrote.
 const LINES: usize = 20;
@@ -30,6 +30,9 @@ pub(super) struct Run {
     /// What runs the executors [default: auto, or local.runtime of the configuration]
     #[arg(long, value_parser = runtime_parser())]
     runtime: Option<RuntimeChoice>,
+    /// Where it runs [default: local, or server.engine of the configuration]
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<EngineChoice>,
     /// The folder that relative urls of outputs are below
     #[arg(long, default_value = ".", value_name = "DIR")]
     output_dir: PathBuf,
@@ -52,8 +55,14 @@ impl Run {
         if let Some(runtime) = self.runtime {
             config.local.runtime = runtime;
         }
-        // The files of this machine, with the rights of the caller: it is their own task.
-        engine::allow_all_files(&mut config)?;
+        if let Some(engine) = self.engine {
+            config.server.engine = engine;
+        }
+        // The files of this machine, with the rights of the caller: it is their own task. A
+        // cluster does not see them.
+        if config.server.engine == EngineChoice::Local {
+            engine::allow_all_files(&mut config)?;
+        }
         let text = document::read(&self.file)?;
         let text = document::absolute(text, &self.file, &self.output_dir)?;
 

@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 use super::engine;
 use super::{Outcome, print, runtime_parser};
 use crate::auth::{Authenticator, UsersFile};
-use crate::config::{Config, LogFormat, Server};
+use crate::config::{Config, EngineChoice, LogFormat, Server};
 use crate::service::{App, server};
 
 /// `tesk serve`
@@ -32,6 +32,9 @@ pub(super) struct Serve {
     /// A folder that tasks may read and write by file urls; may be repeated
     #[arg(long, value_name = "DIR")]
     allow_path: Vec<PathBuf>,
+    /// Where tasks run [default: local, or server.engine of the configuration]
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<EngineChoice>,
     /// What runs the executors [default: auto, or local.runtime of the configuration]
     #[arg(long, value_parser = runtime_parser())]
     runtime: Option<RuntimeChoice>,
@@ -48,6 +51,9 @@ impl Serve {
         }
         if let Some(runtime) = self.runtime {
             config.local.runtime = runtime;
+        }
+        if let Some(engine) = self.engine {
+            config.server.engine = engine;
         }
         for path in &self.allow_path {
             config.allow(engine::directory_entries(path)?);
@@ -80,12 +86,17 @@ impl Serve {
 
 fn announce(config: &Config, address: SocketAddr) -> Outcome {
     let root = format!("http://{address}{}", config.server.context_path);
+    let is_local = config.server.engine == EngineChoice::Local;
+    let place = if is_local {
+        format!("data  {}", config.server.data.display())
+    } else {
+        "tasks run on a Kubernetes cluster".to_owned()
+    };
     print(&format!(
-        "tesk {}\n  API   {root}/ga4gh/tes/v1\n  docs  {root}/docs/\n  data  {}\n",
+        "tesk {}\n  API   {root}/ga4gh/tes/v1\n  docs  {root}/docs/\n  {place}\n",
         env!("CARGO_PKG_VERSION"),
-        config.server.data.display(),
     ))?;
-    if config.local.runtime == RuntimeChoice::Host {
+    if is_local && config.local.runtime == RuntimeChoice::Host {
         tracing::warn!("commands run as processes of this machine; images are not used");
     }
     if config.auth.users.is_none() && !address.ip().is_loopback() {

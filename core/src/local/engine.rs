@@ -1,4 +1,4 @@
-//! The local engine as one thing: store, compute and scheduler.
+//! The local engine, put together.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,8 +8,7 @@ use super::compute::{self, Launcher, LocalCompute};
 use super::runtime::{ContainerArguments, Runtime, RuntimeChoice};
 use super::sandbox;
 use super::store::{self, SqliteStore};
-use crate::scheduler::compute::{Compute as _, ComputeError, Observed};
-use crate::scheduler::{self, Capacity, Scheduler, StoreError, TaskId, TaskStore};
+use crate::scheduler::{self, Capacity, Engine};
 
 /// How the local engine works.
 #[derive(Clone, Debug)]
@@ -26,14 +25,6 @@ pub struct LocalSettings {
     pub scheduler: scheduler::Settings,
     /// Bytes kept of the end of each stream of an executor.
     pub tail: usize,
-}
-
-/// The engine of one machine. Dropping it stops the scheduler; attempts go on.
-#[derive(Debug)]
-pub struct Engine {
-    store: Arc<SqliteStore>,
-    compute: Arc<LocalCompute>,
-    scheduler: Scheduler,
 }
 
 /// Why the engine does not start.
@@ -55,78 +46,32 @@ pub enum OpenError {
     },
 }
 
-impl Engine {
-    /// Opens the data directory, finds the runtime, and starts the scheduler on the present
-    /// Tokio runtime. Attempts that an engine before this one started are adopted.
-    pub async fn open(settings: LocalSettings) -> Result<Self, OpenError> {
-        let store = Arc::new(SqliteStore::open(&settings.data)?);
-        let io = |source| OpenError::Io {
-            path: settings.data.clone(),
-            source,
-        };
-        // As sandboxes see it.
-        let data = settings.data.canonicalize().map_err(io)?;
-        let runtime = Runtime::find(settings.runtime, &settings.container_arguments)
-            .await
-            .map_err(OpenError::Runtime)?;
-        if runtime == Runtime::Host {
-            sandbox::check().await.map_err(OpenError::Runtime)?;
-        }
-        let compute = LocalCompute::open(compute::Settings {
-            data,
-            launcher: settings.launcher,
-            runtime,
-            tail: settings.tail,
-        })
-        .map_err(io)?;
-        let compute = Arc::new(compute);
-        let mut scheduler = settings.scheduler;
-        scheduler.capacity.get_or_insert_with(machine);
-        let scheduler = Scheduler::start(
-            Arc::clone(&store) as Arc<dyn TaskStore>,
-            Arc::clone(&compute) as Arc<_>,
-            scheduler,
-        );
-        Ok(Self {
-            store,
-            compute,
-            scheduler,
-        })
+/// Opens the data directory, finds the runtime, and starts the scheduler on the present
+/// Tokio runtime. Attempts that an engine before this one started are adopted.
+pub async fn open(settings: LocalSettings) -> Result<Engine, OpenError> {
+    let store = Arc::new(SqliteStore::open(&settings.data)?);
+    let io = |source| OpenError::Io {
+        path: settings.data.clone(),
+        source,
+    };
+    // As sandboxes see it.
+    let data = settings.data.canonicalize().map_err(io)?;
+    let runtime = Runtime::find(settings.runtime, &settings.container_arguments)
+        .await
+        .map_err(OpenError::Runtime)?;
+    if runtime == Runtime::Host {
+        sandbox::check().await.map_err(OpenError::Runtime)?;
     }
-
-    /// The records of its tasks.
-    pub fn store(&self) -> Arc<dyn TaskStore> {
-        Arc::clone(&self.store) as Arc<_>
-    }
-
-    /// The current attempt at a task as it is now, with the progress of its transfers; `None`
-    /// for a task that is not known or has no attempt under way.
-    pub async fn observe(&self, id: &TaskId) -> Result<Option<Observed>, ObserveError> {
-        let head = self.store.head(id).await?;
-        let attempt = head
-            .filter(|head| !head.state.is_terminal())
-            .and_then(|head| head.current_attempt());
-        Ok(match attempt {
-            Some(attempt) => Some(self.compute.observe(&attempt).await?),
-            None => None,
-        })
-    }
-
-    /// Stops the scheduler and waits until it has. Attempts go on.
-    pub async fn stop(self) {
-        self.scheduler.stop().await;
-    }
-}
-
-/// Nothing can be said about a task now.
-#[derive(Debug, thiserror::Error)]
-pub enum ObserveError {
-    /// The store does not answer.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The attempt cannot be looked at.
-    #[error(transparent)]
-    Compute(#[from] ComputeError),
+    let compute = LocalCompute::open(compute::Settings {
+        data,
+        launcher: settings.launcher,
+        runtime,
+        tail: settings.tail,
+    })
+    .map_err(io)?;
+    let mut scheduler = settings.scheduler;
+    scheduler.capacity.get_or_insert_with(machine);
+    Ok(Engine::start(store, Arc::new(compute), scheduler))
 }
 
 /// What this machine has.

@@ -31,9 +31,7 @@ pub(crate) fn server(place: &Path) -> ExitCode {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let settings = settings(place).expect("settings");
-        let engine = tesk_core::local::Engine::open(settings)
-            .await
-            .expect("an engine");
+        let engine = tesk_core::local::open(settings).await.expect("an engine");
         println!("ready");
         for line in std::io::stdin().lines() {
             let document: Value = serde_json::from_str(&line.expect("a line")).expect("JSON");

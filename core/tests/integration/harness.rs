@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use tesk_backends::pvc::PvcFactory;
-use tesk_core::local::{ContainerArguments, Engine, Launcher, LocalSettings, RuntimeChoice};
+use tesk_core::local::{self, ContainerArguments, Launcher, LocalSettings, RuntimeChoice};
+use tesk_core::scheduler::Engine;
 use tesk_core::scheduler::{Capacity, NewTask, Owner, Record, Settings, TaskId, TaskStore, cancel};
 use tesk_core::storage::ConfigEntry;
 use tesk_core::storage::registry::{Prefixes, RegistryBuilder};
@@ -77,7 +78,7 @@ impl Place {
         // The process before, or the engine before in this one, may still be going.
         let begun = Instant::now();
         let engine = loop {
-            match Engine::open(settings.clone()).await {
+            match local::open(settings.clone()).await {
                 Err(error)
                     if error.to_string().contains("in use") && begun.elapsed() < PATIENCE =>
                 {

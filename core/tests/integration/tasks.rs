@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::json;
-use tesk_core::local::Engine;
+use tesk_core::local;
 use tesk_core::scheduler::Capacity;
 use tesk_core::tes::State;
 
@@ -211,7 +211,7 @@ async fn the_machines_files_are_read_only_and_the_data_directory_is_hidden() -> 
     fs::create_dir(root.path().join("files"))?;
     let mut settings = settings(root.path())?;
     settings.data = root.path().join("data");
-    let engine = Engine::open(settings).await?;
+    let engine = local::open(settings).await?;
     let script = format!(
         "touch /usr/x 2>/dev/null && exit 1
          touch {root}/files/x 2>/dev/null && exit 2
@@ -550,7 +550,7 @@ async fn what_cannot_be_listed_is_removed_all_the_same() -> Result<()> {
 async fn a_second_engine_in_one_data_directory_is_refused() -> Result<()> {
     let place = Place::new()?;
     let _running = place.start().await?;
-    let refused = Engine::open(settings(place.path())?).await;
+    let refused = local::open(settings(place.path())?).await;
     let error = refused.err().context("it was let in")?.to_string();
     ensure!(
         error.contains("in use") && error.contains("data"),
