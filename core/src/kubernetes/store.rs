@@ -30,6 +30,7 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Api;
 use kube::core::PartialObjectMeta;
 
@@ -136,6 +137,21 @@ impl ConfigMapStore {
             .map_err(|error| failed(&error))?;
         let follower = tokio::spawn(follow::follow(Arc::clone(&shared), version));
         Ok(Self { shared, follower })
+    }
+
+    /// What makes an object go with a task's record; `None` for a task that is not known here.
+    pub fn owner_reference(&self, id: &TaskId) -> Option<OwnerReference> {
+        match self.shared.index().get(id) {
+            Known::Task(entry) => Some(OwnerReference {
+                api_version: "v1".to_owned(),
+                kind: "ConfigMap".to_owned(),
+                name: head_name(id),
+                uid: entry.uid.clone(),
+                controller: Some(true),
+                block_owner_deletion: None,
+            }),
+            _ => None,
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use libtest_mimic::Trial;
 use serde_json::json;
 use tesk_conformance::fake_api::FakeApi;
-use tesk_core::kubernetes::store::{SECRETS_KEY, StoreSettings, secret_name};
-use tesk_core::kubernetes::{Cluster, ConfigMapStore};
+use tesk_core::kubernetes::store::StoreSettings;
+use tesk_core::kubernetes::{Cluster, ConfigMapStore, secret_name};
 use tesk_core::scheduler::{Owner, Query, StoreError, TaskStore, Update};
 use tesk_core::tes::{Filter, State, UrlSecrets};
 use tesk_core::time::Timestamp;
@@ -45,6 +45,9 @@ async fn a_small_task_is_one_object_and_one_request() -> Result<()> {
     let id = stored(&store, task()).await?;
     ensure!(server.request_count() == before + 1);
     ensure!(names(&server) == [format!("tesk-{id}")]);
+    let object = server.object("configmaps", &format!("tesk-{id}"));
+    let owner = store.owner_reference(&id).context("an owner")?;
+    ensure!(object.context("an object")?["metadata"]["uid"] == owner.uid);
     set(&store, &id, State::Initializing).await?;
     set_logs(&store, &id, "small").await?;
     ensure!(server.request_count() == before + 3);
@@ -165,7 +168,7 @@ async fn passwords_are_in_a_secret_and_nowhere_else() -> Result<()> {
     let secret = server.object("secrets", &secret_name(&id));
     let secret: k8s_openapi::api::core::v1::Secret =
         serde_json::from_value(secret.context("a secret")?)?;
-    let data = &secret.data.context("data")?[SECRETS_KEY].0;
+    let data = &secret.data.context("data")?["secrets.json"].0;
     ensure!(serde_json::from_slice::<UrlSecrets>(data)? == secrets);
     let maps = format!("{:?}", server.objects("configmaps"));
     ensure!(!maps.contains("hunter2"));
