@@ -2,6 +2,7 @@
 
 mod faults;
 mod objects;
+mod real;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 use tesk_conformance::fake_api::FakeApi;
 use tesk_conformance::store::{CASES, Fixture};
-use tesk_core::kubernetes::ConfigMapStore;
 use tesk_core::kubernetes::store::StoreSettings;
+use tesk_core::kubernetes::{Cluster, ConfigMapStore, Settings};
 use tesk_core::scheduler::store::IdempotencyKey;
 use tesk_core::scheduler::{
     Created, Head, NewTask, Owner, Query, StoreError, TaskId, TaskStore, Update,
@@ -33,7 +34,48 @@ pub(super) fn trials() -> Vec<Trial> {
     let mut trials: Vec<_> = suite.collect();
     trials.extend(objects::trials());
     trials.extend(faults::trials());
+    if std::env::var("TESK_CLUSTER").is_ok_and(|on| on == "1") {
+        trials.extend(CASES.iter().map(|case| {
+            trial(format!("cluster-config-maps::{}", case.name), || async {
+                let name = format!("suite-{:016x}", rand::random::<u64>());
+                (case.run)(Arc::new(RealCluster(name))).await
+            })
+        }));
+        trials.extend(real::trials());
+    } else {
+        eprintln!("the store is not tested on a cluster: TESK_CLUSTER is not 1");
+    }
     trials
+}
+
+/// An engine of its own in the cluster that `KUBECONFIG` names, by the name of its instance.
+struct RealCluster(String);
+
+impl RealCluster {
+    async fn connect(&self) -> Result<Cluster> {
+        let settings = Settings {
+            instance: self.0.clone(),
+            namespace: Some("default".to_owned()),
+            ..Settings::default()
+        };
+        let cluster = Cluster::connect(&settings).await;
+        cluster.map_err(anyhow::Error::msg)
+    }
+}
+
+impl Fixture for RealCluster {
+    fn open(&self) -> BoxFuture<'_, Result<Arc<dyn TaskStore>>> {
+        async {
+            let cluster = self.connect().await?;
+            let store = ConfigMapStore::open(cluster, StoreSettings::default()).await?;
+            Ok(Arc::new(store) as Arc<dyn TaskStore>)
+        }
+        .boxed()
+    }
+
+    fn reads_secrets(&self) -> bool {
+        false
+    }
 }
 
 struct Server(FakeApi);
