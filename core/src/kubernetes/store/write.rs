@@ -23,8 +23,8 @@ use crate::scheduler::{Head, TaskId};
 use crate::tes::{State, TaskLog};
 use crate::time::Timestamp;
 
-/// How long a create may take in all. What it leaves is swept much later.
-pub(super) const CREATE: Duration = Duration::from_mins(2);
+/// How long a create or an update may take in all. What it leaves is swept much later.
+const WRITE: Duration = Duration::from_mins(2);
 
 /// What became of a head that was to be made.
 enum Made {
@@ -35,10 +35,7 @@ enum Made {
 
 impl Shared {
     pub(super) async fn create(&self, task: NewTask) -> Result<Created, StoreError> {
-        match tokio::time::timeout(CREATE, self.create_in_time(task)).await {
-            Ok(created) => created,
-            Err(_) => Err(StoreError::Unavailable("the cluster is too slow".into())),
-        }
+        in_time(self.create_in_time(task)).await
     }
 
     async fn create_in_time(&self, task: NewTask) -> Result<Created, StoreError> {
@@ -189,6 +186,15 @@ impl Shared {
         expected: u64,
         update: Update,
     ) -> Result<Head, StoreError> {
+        in_time(self.update_in_time(id, expected, update)).await
+    }
+
+    async fn update_in_time(
+        &self,
+        id: &TaskId,
+        expected: u64,
+        update: Update,
+    ) -> Result<Head, StoreError> {
         let mut current = self.entry(id).await?.ok_or(StoreError::NotFound)?;
         if current.head.version < expected {
             // The caller has heard of more than the index has.
@@ -278,6 +284,13 @@ impl Shared {
             Some(_) => Err(failed(&error)),
             None => Err(StoreError::NotFound),
         }
+    }
+}
+
+async fn in_time<T>(write: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(WRITE, write).await {
+        Ok(done) => done,
+        Err(_) => Err(StoreError::Unavailable("the cluster is too slow".into())),
     }
 }
 
