@@ -31,6 +31,7 @@ pub(super) fn trials() -> Vec<Trial> {
         two_replicas_never_overwrite_each_other,
         twins_on_two_replicas_make_one_task,
         what_happened_while_a_watch_was_broken_is_not_lost,
+        a_watch_that_is_too_old_to_begin_is_preceded_by_a_list,
         a_store_out_of_touch_says_so_and_goes_on_reading,
         a_store_does_not_open_without_the_cluster,
     ]
@@ -373,6 +374,23 @@ async fn what_happened_while_a_watch_was_broken_is_not_lost() -> Result<()> {
         two.check().await?;
     }
     Ok(())
+}
+
+async fn a_watch_that_is_too_old_to_begin_is_preceded_by_a_list() -> Result<()> {
+    let server = FakeApi::new();
+    let (one, two) = (open(&server).await?, open(&server).await?);
+    let mut listed = 0;
+    server.intercept(move |call| {
+        listed += usize::from(call.verb == "list");
+        // Both stores list.
+        (call.verb == "watch" && listed < 2).then_some(Fault::Refuse(410))
+    });
+    server.cut_watches();
+    let id = stored(&one, task()).await?;
+    soon("the task is listed", || async {
+        Ok(all(&two).await?.contains(&id))
+    })
+    .await
 }
 
 async fn a_store_out_of_touch_says_so_and_goes_on_reading() -> Result<()> {

@@ -31,6 +31,8 @@ pub(super) fn trials() -> Vec<Trial> {
         passwords_are_in_a_secret_and_nowhere_else,
         a_swept_task_leaves_nothing,
         a_head_that_was_spoilt_harms_no_other_task,
+        a_text_that_was_edited_is_told,
+        a_page_of_large_documents_ends_early,
         a_missing_part_is_told_and_harms_no_other_task,
         engines_in_one_namespace_do_not_see_each_other,
         lists_of_many_tasks_cause_no_requests,
@@ -237,6 +239,46 @@ async fn a_head_that_was_spoilt_harms_no_other_task() -> Result<()> {
         ensure!(all(&other).await?.contains(&good));
     }
     store.check().await?;
+    Ok(())
+}
+
+async fn a_text_that_was_edited_is_told() -> Result<()> {
+    let server = FakeApi::new();
+    let store = open(&server).await?;
+    for text in ["document", "logs"] {
+        let id = stored(&store, task()).await?;
+        server.edit("configmaps", &format!("tesk-{id}"), |object| {
+            object["data"][text] = json!("[]");
+        });
+        let other = open(&server).await?;
+        ensure!(
+            matches!(other.get(&id).await, Err(StoreError::Corrupt(_))),
+            "{text}"
+        );
+    }
+    Ok(())
+}
+
+async fn a_page_of_large_documents_ends_early() -> Result<()> {
+    let server = FakeApi::new();
+    let store = open(&server).await?;
+    for _ in 0..4 {
+        let mut task = task();
+        task.document = format!("\"{}\"", "x".repeat(12 << 20)).into();
+        stored(&store, task).await?;
+    }
+    let mut query = Query {
+        filter: Filter::default(),
+        user: None,
+        after: None,
+        limit: 10,
+        documents: true,
+    };
+    let first = store.list(&query).await?;
+    ensure!(first.tasks.len() == 3 && first.next.is_some());
+    query.after = first.next;
+    let second = store.list(&query).await?;
+    ensure!(second.tasks.len() == 1 && second.next.is_none());
     Ok(())
 }
 
