@@ -3,6 +3,7 @@
 mod faults;
 mod objects;
 mod real;
+mod scheduled;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,7 @@ pub(super) fn trials() -> Vec<Trial> {
     let mut trials: Vec<_> = suite.collect();
     trials.extend(objects::trials());
     trials.extend(faults::trials());
+    trials.extend(scheduled::trials());
     if std::env::var("TESK_CLUSTER").is_ok_and(|on| on == "1") {
         trials.extend(CASES.iter().map(|case| {
             trial(format!("cluster-config-maps::{}", case.name), || async {
