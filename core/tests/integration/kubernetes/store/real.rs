@@ -13,21 +13,135 @@ use kube::{Api, ResourceExt as _};
 use libtest_mimic::Trial;
 use tesk_core::kubernetes::store::StoreSettings;
 use tesk_core::kubernetes::{Cluster, ConfigMapStore, secret_name};
-use tesk_core::scheduler::{TaskId, TaskStore};
-use tesk_core::tes::{State, UrlSecrets};
+use tesk_core::scheduler::{Created, Query, TaskId, TaskStore};
+use tesk_core::tes::{Filter, State, UrlSecrets};
 use tesk_core::time::Timestamp;
 
 use super::{RealCluster, all, keyed, logs, noise, set, set_logs, soon, stored, task};
 use crate::trials;
 
 pub(super) fn trials() -> Vec<Trial> {
-    trials![
+    // Nothing else can be tested meanwhile, so it is run by itself, with `--ignored`.
+    let alone = trials![
+        "cluster-config-maps":
+        what_was_acknowledged_survives_the_deaths_of_the_api_server,
+    ];
+    let mut trials: Vec<_> = alone
+        .into_iter()
+        .map(|t| t.with_ignored_flag(true))
+        .collect();
+    trials.extend(trials![
         "cluster-config-maps":
         the_largest_documents_and_logs_fit,
         a_secret_is_there_as_long_as_it_is_needed,
         another_replica_follows,
         a_thousand_tasks_are_stored_and_listed,
-    ]
+    ]);
+    trials
+}
+
+/// Kills a daemon of the cluster; it comes back.
+async fn kill(daemon: &str) -> Result<()> {
+    let inside = concat!(env!("CARGO_MANIFEST_DIR"), "/../conformance/cluster/inside");
+    let status = tokio::process::Command::new(inside)
+        .args(["sh", "-c", &format!("kill -9 $(cat /run/{daemon}.pid)")])
+        .status()
+        .await?;
+    ensure!(status.success(), "cannot kill {daemon}");
+    Ok(())
+}
+
+async fn what_was_acknowledged_survives_the_deaths_of_the_api_server() -> Result<()> {
+    let (cluster, store) = place().await?;
+    let watching = open(&cluster).await?;
+    let killer = async {
+        for daemon in ["kube-apiserver", "etcd", "kube-apiserver"] {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            kill(daemon).await?;
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        anyhow::Ok(())
+    };
+    let mut killer = std::pin::pin!(killer);
+    let mut acknowledged: Vec<(TaskId, State)> = Vec::new();
+    let mut failures = 0;
+    let mut number = 0;
+    loop {
+        number += 1;
+        let mut task = keyed(task(), &number.to_string());
+        task.document = noise(if number % 10 == 0 { 1 << 20 } else { 100 });
+        let write = async {
+            let id = loop {
+                let mut again = task.clone();
+                again.id = TaskId::random();
+                match store.create(again).await {
+                    Ok(Created::New(id) | Created::Existing(id)) => break id,
+                    Ok(Created::KeyReused) => anyhow::bail!("the body is the same"),
+                    Err(_) => failures += 1,
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            };
+            // Not tried again: it may or may not have been carried out.
+            let state = match set(&store, &id, State::Running).await {
+                Ok(head) => head.state,
+                Err(_) => State::Unknown,
+            };
+            acknowledged.push((id, state));
+            Ok(())
+        };
+        tokio::select! {
+            done = write => done?,
+            killed = &mut killer => {
+                killed?;
+                break;
+            }
+        }
+    }
+    let count = acknowledged.len();
+    eprintln!("{count} tasks acknowledged, {failures} creates tried again");
+    ensure!(failures > 0 && count > 10);
+    soon("the replica is in touch", || async {
+        Ok(watching.check().await.is_ok())
+    })
+    .await?;
+    let fresh = open(&cluster).await?;
+    for (id, state) in &acknowledged {
+        let record = fresh
+            .get(id)
+            .await?
+            .context("an acknowledged task is lost")?;
+        ensure!(*state == State::Unknown || record.head.state == *state);
+    }
+    let unique = all_pages(&fresh).await?;
+    // The last one may be there without having been acknowledged.
+    ensure!(
+        unique.len() - count <= 1,
+        "{} tasks of {count}",
+        unique.len()
+    );
+    soon("the replica has caught up", || async {
+        Ok(all_pages(&watching).await? == unique)
+    })
+    .await
+}
+
+async fn all_pages(store: &ConfigMapStore) -> Result<Vec<TaskId>> {
+    let mut query = Query {
+        filter: Filter::default(),
+        user: None,
+        after: None,
+        limit: 1000,
+        documents: false,
+    };
+    let mut ids = Vec::new();
+    loop {
+        let page = store.list(&query).await?;
+        ids.extend(page.tasks.into_iter().map(|task| task.head.id));
+        query.after = page.next;
+        if query.after.is_none() {
+            return Ok(ids);
+        }
+    }
 }
 
 async fn place() -> Result<(Cluster, ConfigMapStore)> {
