@@ -10,7 +10,7 @@
 //! - `text`: documents and logs, in the head or in parts.
 //! - `index`: all heads, in memory. `follow` keeps it in step by a watch of metadata.
 //! - `cache`: texts that were used lately.
-//! - `write`: create and update. `key`: idempotency keys. `secret`: passwords. `sweep`:
+//! - `read`: records and pages. `write`: create and update. `key`: idempotency keys. `secret`: passwords. `sweep`:
 //!   retention, and what crashes left.
 
 mod cache;
@@ -18,6 +18,7 @@ mod follow;
 mod index;
 mod key;
 mod object;
+mod read;
 mod secret;
 mod sweep;
 mod text;
@@ -27,8 +28,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Api;
@@ -37,11 +38,10 @@ use kube::core::PartialObjectMeta;
 use self::cache::Cache;
 use self::follow::Freshness;
 use self::index::{Index, Known};
-use self::object::{Entry, TextRef, head_name};
-use self::text::Kind;
+use self::object::{Entry, head_name};
 use super::cluster::{ApiError, Cluster, Part};
 use crate::scheduler::store::{
-    Created, NewTask, Page, Position, Query, RawRecord, StoreError, TaskStore, Update,
+    Created, NewTask, Page, Query, RawRecord, StoreError, TaskStore, Update,
 };
 use crate::scheduler::watchers::Watchers;
 use crate::scheduler::{Head, Record, TaskId};
@@ -54,14 +54,6 @@ const MAX_DOCUMENT: usize = 16 << 20;
 const MAX_SEARCH: usize = 16 << 10;
 /// Bytes of all logs of a task.
 const MAX_LOGS: usize = 64 << 20;
-/// Bytes of documents and logs in one page, about: a page of very large tasks ends early.
-const PAGE_BYTES: usize = 32 << 20;
-/// Records that are read at once for one page.
-const PARALLEL: usize = 16;
-/// Tasks that are looked at before other work has a turn.
-const SCAN: usize = 2048;
-/// How often a record that changes while it is read is read anew.
-const READS: usize = 5;
 
 /// How the store behaves.
 #[derive(Clone, Debug)]
@@ -221,13 +213,6 @@ impl TaskStore for ConfigMapStore {
     }
 }
 
-/// A head, and those of its texts that are in it.
-struct WholeHead {
-    entry: Arc<Entry>,
-    document: Option<Arc<str>>,
-    logs: Option<Arc<str>>,
-}
-
 impl Shared {
     fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
@@ -318,182 +303,6 @@ impl Shared {
             Known::Broken(reason) => Err(StoreError::Corrupt(reason)),
             Known::Removed => Ok(None),
             Known::No => self.fetch(id).await,
-        }
-    }
-
-    /// A whole record.
-    async fn raw(&self, id: &TaskId) -> Result<Option<RawRecord>, StoreError> {
-        let Some(mut entry) = self.entry(id).await? else {
-            return Ok(None);
-        };
-        for _ in 0..READS {
-            let (mut document, mut logs) = {
-                let mut cache = self.cache();
-                let document = cache.get(id, &entry.document);
-                (document, cache.get(id, &entry.logs))
-            };
-            let in_head =
-                |text: &Option<_>, reference: &TextRef| text.is_none() && reference.parts == 0;
-            if in_head(&document, &entry.document) || in_head(&logs, &entry.logs) {
-                let Some(whole) = self.whole_head(id).await? else {
-                    return Ok(None);
-                };
-                if whole.entry.logs != entry.logs {
-                    logs = None;
-                }
-                entry = whole.entry;
-                document = document.or(whole.document);
-                logs = logs.or(whole.logs);
-            }
-            if document.is_none() && entry.document.parts > 0 {
-                document = self.load(id, Kind::Document, &entry.document).await?;
-            }
-            if logs.is_none() && entry.logs.parts > 0 {
-                logs = self.load(id, Kind::Logs, &entry.logs).await?;
-            }
-            if let (Some(document), Some(logs)) = (document, logs) {
-                return Ok(Some(RawRecord {
-                    head: entry.head.clone(),
-                    document,
-                    logs,
-                }));
-            }
-            // A part is not there: the logs were replaced meanwhile, or the task is gone.
-            match self.fetch(id).await? {
-                Some(newest) => entry = newest,
-                None => return Ok(None),
-            }
-        }
-        let reason = format!("parts of the record of task {id} are missing");
-        Err(StoreError::Corrupt(reason))
-    }
-
-    /// A head with the texts in its data.
-    async fn whole_head(&self, id: &TaskId) -> Result<Option<WholeHead>, StoreError> {
-        let api = self.cluster.api::<ConfigMap>();
-        let name = head_name(id);
-        let object = self.cluster.answer(api.get_opt(&name)).await;
-        let Some(object) = object.map_err(|error| failed(&error))? else {
-            self.forget(id);
-            return Ok(None);
-        };
-        let Some(entry) = self.taken(id, &object.metadata)? else {
-            return Ok(None);
-        };
-        let mut data = object.data.unwrap_or_default();
-        let mut text = |kind: Kind, reference: &TextRef| {
-            let Some(text) = data.remove(kind.key()).filter(|_| reference.parts == 0) else {
-                return Ok(None);
-            };
-            text::verified(&text, reference)?;
-            let text: Arc<str> = text.into();
-            self.cache().put(id, reference, &text);
-            Ok(Some(text))
-        };
-        let document = text(Kind::Document, &entry.document)?;
-        let logs = text(Kind::Logs, &entry.logs)?;
-        Ok(Some(WholeHead {
-            entry,
-            document,
-            logs,
-        }))
-    }
-
-    async fn load(
-        &self,
-        id: &TaskId,
-        kind: Kind,
-        reference: &TextRef,
-    ) -> Result<Option<Arc<str>>, StoreError> {
-        let text = text::load(&self.cluster, id, kind, reference).await?;
-        if let Some(text) = &text {
-            self.cache().put(id, reference, text);
-        }
-        Ok(text)
-    }
-
-    async fn page(&self, query: &Query) -> Result<Page, StoreError> {
-        let (found, more) = self.matching(query).await;
-        let mut page = Page::default();
-        let position = |head: &Head| Position {
-            created: head.created,
-            id: head.id.clone(),
-        };
-        let last = found.last().map(|entry| position(&entry.head));
-        if !query.documents {
-            let empty: Arc<str> = "".into();
-            page.tasks = found
-                .into_iter()
-                .map(|entry| RawRecord {
-                    head: entry.head.clone(),
-                    document: Arc::clone(&empty),
-                    logs: Arc::clone(&empty),
-                })
-                .collect();
-            page.next = last.filter(|_| more);
-            return Ok(page);
-        }
-        let mut records = stream::iter(found)
-            .map(|entry| async move {
-                let raw = self.raw(&entry.head.id).await;
-                (position(&entry.head), raw)
-            })
-            .buffered(PARALLEL);
-        let mut bytes = 0;
-        while let Some((place, raw)) = records.next().await {
-            match raw {
-                Ok(Some(task)) => {
-                    bytes += task.document.len() + task.logs.len();
-                    page.tasks.push(task);
-                }
-                // It was removed meanwhile.
-                Ok(None) => {}
-                Err(StoreError::Corrupt(reason)) => {
-                    tracing::warn!(task = %place.id, reason, "left out of a list");
-                }
-                Err(error) => return Err(error),
-            }
-            let whole = Some(&place) == last.as_ref();
-            if bytes > PAGE_BYTES || whole {
-                page.next = Some(place).filter(|_| more || !whole);
-                break;
-            }
-        }
-        Ok(page)
-    }
-
-    /// The entries of one page, and whether another follows. No request is made.
-    async fn matching(&self, query: &Query) -> (Vec<Arc<Entry>>, bool) {
-        let mut found: Vec<Arc<Entry>> = Vec::new();
-        let mut after = query.after.clone();
-        loop {
-            let candidates = self.index().candidates(query, after.as_ref(), SCAN);
-            let Some(last) = candidates.last() else {
-                return (found, false);
-            };
-            after = Some(Position {
-                created: last.head.created,
-                id: last.head.id.clone(),
-            });
-            let all = candidates.len() < SCAN;
-            for entry in candidates {
-                let search = &entry.search;
-                let user = query.user.as_ref();
-                if user.is_none_or(|user| *user == entry.head.owner.user)
-                    && query
-                        .filter
-                        .matches(search.name.as_deref(), entry.head.state, &search.tags)
-                {
-                    if found.len() == query.limit {
-                        return (found, true);
-                    }
-                    found.push(entry);
-                }
-            }
-            if all {
-                return (found, false);
-            }
-            tokio::task::yield_now().await;
         }
     }
 }

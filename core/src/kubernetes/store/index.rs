@@ -200,3 +200,121 @@ impl Index {
         State::ALL.map(|state| (state, count(state))).to_vec()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::object::{Search, TextRef};
+    use super::*;
+    use crate::scheduler::Owner;
+    use crate::tes::Filter;
+
+    fn entry(n: u64, user: &str, state: State, version: u64) -> Entry {
+        let text = TextRef {
+            hash: String::new(),
+            bytes: 0,
+            parts: 0,
+            write: 0,
+        };
+        Entry {
+            head: Head {
+                id: format!("t{n}").parse().unwrap(),
+                owner: Owner {
+                    user: user.to_owned(),
+                    group: None,
+                },
+                state,
+                created: Timestamp::from_millis(n as i64),
+                changed: Timestamp::from_millis(n as i64),
+                attempt: 0,
+                not_before: None,
+                version,
+            },
+            uid: String::new(),
+            search: Search::default(),
+            document: text.clone(),
+            logs: text,
+            secret: false,
+            key: None,
+            write: 0,
+        }
+    }
+
+    fn id(n: u64) -> TaskId {
+        format!("t{n}").parse().unwrap()
+    }
+
+    fn candidates(index: &Index, user: Option<&str>, state: Option<State>) -> Vec<String> {
+        let query = Query {
+            filter: Filter {
+                state,
+                ..Filter::default()
+            },
+            user: user.map(str::to_owned),
+            after: None,
+            limit: 10,
+            documents: false,
+        };
+        let found = index.candidates(&query, None, 10);
+        found.iter().map(|e| e.head.id.to_string()).collect()
+    }
+
+    #[test]
+    fn a_page_walks_the_fewest_tasks_it_can() {
+        let mut index = Index::default();
+        for n in 10..1000 {
+            index.apply(entry(n, "bob", State::Complete, n));
+        }
+        index.apply(entry(1, "ann", State::Complete, 1));
+        index.apply(entry(2, "bob", State::Running, 2));
+        assert_eq!(candidates(&index, Some("ann"), None), ["t1"]);
+        assert_eq!(
+            candidates(&index, Some("bob"), Some(State::Running)),
+            ["t2"]
+        );
+        assert_eq!(
+            candidates(&index, Some("ann"), Some(State::Complete)),
+            ["t1"]
+        );
+        assert!(candidates(&index, Some("eve"), None).is_empty());
+        assert!(candidates(&index, None, Some(State::Queued)).is_empty());
+        assert_eq!(candidates(&index, None, None)[..2], ["t999", "t998"]);
+    }
+
+    #[test]
+    fn late_news_change_nothing() {
+        let mut index = Index::default();
+        assert!(index.apply(entry(1, "", State::Running, 5)).is_some());
+        assert!(index.apply(entry(1, "", State::Queued, 4)).is_none());
+        assert_eq!(index.active().len(), 1);
+        index.remove(&id(1));
+        assert!(index.apply(entry(1, "", State::Complete, 6)).is_none());
+        assert!(!index.broke(&id(1), "late"));
+        assert!(matches!(index.get(&id(1)), Known::Removed));
+        assert!(index.counts().iter().all(|(_, count)| *count == 0));
+    }
+
+    #[test]
+    fn a_list_removes_what_it_should_have_had() {
+        let mut index = Index::default();
+        index.apply(entry(1, "", State::Queued, 5));
+        index.apply(entry(2, "", State::Queued, 6));
+        // Written after the list was made.
+        index.apply(entry(3, "", State::Queued, 11));
+        index.broke(&id(4), "spoilt");
+        index.retain(&HashSet::from([id(2)]), 10);
+        let left: Vec<_> = index.active().into_iter().map(|head| head.id).collect();
+        assert_eq!(left, [id(2), id(3)]);
+        assert!(matches!(index.get(&id(4)), Known::Removed));
+    }
+
+    #[test]
+    fn a_head_that_was_spoilt_and_mended_is_back() {
+        let mut index = Index::default();
+        index.apply(entry(1, "", State::Queued, 5));
+        assert!(index.broke(&id(1), "spoilt"));
+        assert!(!index.broke(&id(1), "spoilt"), "told twice");
+        assert!(candidates(&index, None, None).is_empty());
+        assert!(index.apply(entry(1, "", State::Queued, 7)).is_some());
+        assert_eq!(candidates(&index, None, None), ["t1"]);
+    }
+}

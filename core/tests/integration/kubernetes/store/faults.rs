@@ -60,7 +60,7 @@ fn crash_after(server: &FakeApi, carried_out: usize, lose_answer: bool) -> Arc<A
 
 fn large_task() -> NewTask {
     let mut task = keyed(task(), "k");
-    task.document = noise(3 << 19);
+    task.document = noise(5 << 18);
     task.secrets = UrlSecrets(BTreeMap::from([("x".to_owned(), "y".to_owned())]));
     task
 }

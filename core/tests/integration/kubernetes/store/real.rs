@@ -229,7 +229,7 @@ async fn another_replica_follows() -> Result<()> {
         ensure!(begun.elapsed() < Duration::from_secs(2));
     }
     let later = Timestamp::now().after(Duration::from_secs(1));
-    ensure!(one.sweep(later, 10).await? == [id.clone()]);
+    ensure!(one.sweep(later, 10).await? == [id]);
     soon("the task is gone", || async {
         Ok(all(&two).await?.is_empty())
     })

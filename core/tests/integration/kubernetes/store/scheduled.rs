@@ -34,7 +34,7 @@ async fn a_task_costs_few_requests_from_its_post_to_its_end() -> Result<()> {
     for _ in 0..TASKS {
         stored(&front, runnable()).await?;
     }
-    completed(&*back, TASKS, Duration::from_secs(60)).await?;
+    completed(&*back, TASKS, Duration::from_mins(1)).await?;
     completed(&front, TASKS, Duration::from_secs(10)).await?;
     scheduler.stop().await;
     let requests = server.requests();
@@ -80,7 +80,7 @@ async fn every_task_ends_once_though_requests_fail() -> Result<()> {
     }
     server.compact();
     server.cut_watches();
-    completed(&*back, TASKS, Duration::from_secs(60)).await?;
+    completed(&*back, TASKS, Duration::from_mins(1)).await?;
     completed(&front, TASKS, Duration::from_secs(20)).await?;
     scheduler.stop().await;
     ensure!(compute.started.load(Ordering::SeqCst) as u64 == TASKS);
