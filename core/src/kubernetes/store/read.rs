@@ -8,8 +8,8 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use super::object::{Entry, TextRef, head_name};
 use super::text::{self, Kind};
 use super::{Shared, StoreError, failed};
+use crate::scheduler::TaskId;
 use crate::scheduler::store::{Page, Position, Query, RawRecord};
-use crate::scheduler::{Head, TaskId};
 
 /// Bytes of documents and logs in one page, about: a page of very large tasks ends early.
 const PAGE_BYTES: usize = 32 << 20;
@@ -120,53 +120,51 @@ impl Shared {
     }
 
     pub(super) async fn page(&self, query: &Query) -> Result<Page, StoreError> {
-        let (found, more) = self.matching(query).await;
-        let mut page = Page::default();
-        let position = |head: &Head| Position {
-            created: head.created,
-            id: head.id.clone(),
-        };
-        let last = found.last().map(|entry| position(&entry.head));
+        let (mut found, mut more) = self.matching(query).await;
+        if query.documents {
+            // By the sizes that heads tell, so that no more is read than is shown.
+            let mut bytes = 0;
+            let fit = found.iter().take_while(|entry| {
+                let room = bytes <= PAGE_BYTES;
+                bytes += entry.document.bytes.saturating_add(entry.logs.bytes);
+                room
+            });
+            let fit = fit.count();
+            more |= fit < found.len();
+            found.truncate(fit);
+        }
+        let last = found.last().map(|entry| Position {
+            created: entry.head.created,
+            id: entry.head.id.clone(),
+        });
+        let next = last.filter(|_| more);
         if !query.documents {
             let empty: Arc<str> = "".into();
-            page.tasks = found
-                .into_iter()
-                .map(|entry| RawRecord {
-                    head: entry.head.clone(),
-                    document: Arc::clone(&empty),
-                    logs: Arc::clone(&empty),
-                })
-                .collect();
-            page.next = last.filter(|_| more);
-            return Ok(page);
+            let bare = |entry: Arc<Entry>| RawRecord {
+                head: entry.head.clone(),
+                document: Arc::clone(&empty),
+                logs: Arc::clone(&empty),
+            };
+            let tasks = found.into_iter().map(bare).collect();
+            return Ok(Page { tasks, next });
         }
         let mut records = stream::iter(found)
             .map(|entry| async move {
                 let raw = self.raw(&entry.head.id).await;
-                (position(&entry.head), raw)
+                (entry, raw)
             })
             .buffered(PARALLEL);
-        let mut bytes = 0;
-        while let Some((place, raw)) = records.next().await {
+        let mut tasks = Vec::new();
+        while let Some((entry, raw)) = records.next().await {
             match raw {
-                Ok(Some(task)) => {
-                    bytes += task.document.len() + task.logs.len();
-                    page.tasks.push(task);
-                }
-                // It was removed meanwhile.
-                Ok(None) => {}
+                Ok(task) => tasks.extend(task),
                 Err(StoreError::Corrupt(reason)) => {
-                    tracing::warn!(task = %place.id, reason, "left out of a list");
+                    tracing::warn!(task = %entry.head.id, reason, "left out of a list");
                 }
                 Err(error) => return Err(error),
             }
-            let whole = Some(&place) == last.as_ref();
-            if bytes > PAGE_BYTES || whole {
-                page.next = Some(place).filter(|_| more || !whole);
-                break;
-            }
         }
-        Ok(page)
+        Ok(Page { tasks, next })
     }
 
     /// The entries of one page, and whether another follows. No request is made.

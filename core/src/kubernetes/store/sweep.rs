@@ -27,8 +27,10 @@ impl Shared {
         before: Timestamp,
         limit: usize,
     ) -> Result<Vec<TaskId>, StoreError> {
-        if self.orphans_are_due() {
-            self.sweep_orphans().await.map_err(|error| failed(&error))?;
+        if self.orphans_are_due()
+            && let Err(error) = self.sweep_orphans().await
+        {
+            tracing::warn!(%error, "left-over objects could not be looked for");
         }
         let old = self.index().ended(before, limit);
         let removals = stream::iter(old)
