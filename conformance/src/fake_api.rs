@@ -67,6 +67,8 @@ pub struct Call {
 pub enum Fault {
     /// It is refused with this status code and nothing is done.
     Refuse(u16),
+    /// It is refused with this status code and message.
+    RefuseWith(u16, String),
     /// The connection breaks before it is carried out.
     Lose,
     /// It is carried out and the connection breaks before the answer.

@@ -25,6 +25,8 @@ pub mod run;
 mod simulation;
 mod step;
 pub mod store;
+#[cfg(any(feature = "local", feature = "kubernetes"))]
+pub(crate) mod watchers;
 
 pub use cancel::cancel;
 pub use compute::{AttemptId, Compute, Observed, Progress, Refusal, Report};

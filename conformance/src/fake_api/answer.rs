@@ -145,16 +145,9 @@ impl FakeApi {
         let fault = self.fault(&call);
         match &fault {
             Some(Fault::Refuse(code)) => {
-                let reason = match code {
-                    404 => "NotFound",
-                    409 => "Conflict",
-                    410 => "Expired",
-                    429 => "TooManyRequests",
-                    500.. => "InternalError",
-                    _ => "Forbidden",
-                };
-                return Ok(refusal(&(*code, reason, format!("{verb} is to fail"))));
+                return Ok(refused(*code, format!("{verb} is to fail")));
             }
+            Some(Fault::RefuseWith(code, message)) => return Ok(refused(*code, message.clone())),
             Some(Fault::Lose) => return Err("the connection was reset".into()),
             Some(Fault::Delay(time)) => tokio::time::sleep(*time).await,
             Some(Fault::Hang) => std::future::pending().await,
@@ -350,6 +343,19 @@ pub(super) fn status((code, reason, message): &Refusal) -> Value {
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "code": code, "reason": reason, "message": message,
     })
+}
+
+/// A refusal with the usual reason of its code.
+fn refused(code: u16, message: String) -> Response<Body> {
+    let reason = match code {
+        404 => "NotFound",
+        409 => "Conflict",
+        410 => "Expired",
+        429 => "TooManyRequests",
+        500.. => "InternalError",
+        _ => "Forbidden",
+    };
+    refusal(&(code, reason, message))
 }
 
 fn refusal(refused: &Refusal) -> Response<Body> {

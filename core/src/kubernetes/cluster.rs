@@ -66,6 +66,8 @@ pub enum Part {
     Result,
     /// A used idempotency key.
     Key,
+    /// The passwords of a task, and the note that there are any.
+    Secret,
 }
 
 impl Part {
@@ -79,6 +81,7 @@ impl Part {
             Self::Document => "document",
             Self::Result => "result",
             Self::Key => "idempotency-key",
+            Self::Secret => "secret",
         }
     }
 }

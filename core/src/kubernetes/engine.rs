@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::cluster::Cluster;
 use super::compute::{self, KubernetesCompute};
 use super::settings::Settings;
-use crate::local::SqliteStore;
+use super::store::{ConfigMapStore, StoreSettings};
 use crate::scheduler::{self, Engine, TaskId};
 
 /// How the engine of a cluster works.
@@ -22,16 +22,17 @@ pub struct ClusterSettings {
 /// Connects, reads what is there, and starts the scheduler. An error is for people.
 pub async fn open(settings: ClusterSettings) -> Result<Engine, String> {
     let cluster = Cluster::connect(&settings.kubernetes).await?;
-    let store = Arc::new(
-        SqliteStore::open(std::path::Path::new(&std::env::var("TMPSTORE").unwrap()))
-            .map_err(|e| e.to_string())?,
-    );
+    let store = ConfigMapStore::open(cluster.clone(), StoreSettings::default())
+        .await
+        .map_err(|error| error.to_string())?;
+    let store = Arc::new(store);
+    let heads = Arc::clone(&store);
     let options = compute::Options {
         settings: settings.kubernetes,
         filer_config: settings.filer_config,
         grace: settings.scheduler.grace,
         time_limit: settings.scheduler.time_limit,
-        owners: Arc::new(move |_task: &TaskId| None),
+        owners: Arc::new(move |task: &TaskId| heads.owner_reference(task)),
     };
     let compute = KubernetesCompute::open(cluster, options).await?;
     Ok(Engine::start(store, Arc::new(compute), settings.scheduler))

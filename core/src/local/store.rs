@@ -8,7 +8,6 @@
 mod query;
 mod reserve;
 mod schema;
-mod watch;
 mod writer;
 
 use std::fs::{self, File, OpenOptions};
@@ -26,11 +25,11 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use self::reserve::Reserve;
-use self::watch::Watchers;
 use self::writer::{Operation, Writer};
 use crate::scheduler::store::{
     Created, NewTask, Page, Query, RawRecord, StoreError, TaskStore, Update,
 };
+use crate::scheduler::watchers::Watchers;
 use crate::scheduler::{Head, Record, TaskId};
 use crate::tes::{State, TaskLog, UrlSecrets};
 use crate::time::Timestamp;
@@ -229,6 +228,7 @@ impl TaskStore for SqliteStore {
     async fn create(&self, task: NewTask) -> Result<Created, StoreError> {
         if task.document.len() > MAX_DOCUMENT {
             return Err(StoreError::TooLarge {
+                what: "the task document",
                 size: task.document.len(),
                 limit: MAX_DOCUMENT,
             });

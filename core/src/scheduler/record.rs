@@ -115,7 +115,8 @@ pub struct Head {
     pub attempt: u32,
     /// Not before this time is another attempt made (back-off after an infrastructure failure).
     pub not_before: Option<Timestamp>,
-    /// Grows with each change; compared for equality only.
+    /// Grows with each change of the task. An update compares it for equality; of two heads of
+    /// one task, the greater is the newer.
     pub version: u64,
 }
 

@@ -27,7 +27,8 @@ pub trait TaskStore: std::fmt::Debug + Send + Sync + 'static {
     /// A record without its secrets.
     async fn get(&self, id: &TaskId) -> Result<Option<Record>, StoreError>;
 
-    /// A record with its secrets: for the scheduler only.
+    /// A record with its secrets: for the scheduler only. A store whose compute side reads the
+    /// secrets by itself may leave them out.
     async fn get_with_secrets(&self, id: &TaskId) -> Result<Option<Record>, StoreError>;
 
     /// A record as JSON texts, for a reader that will not look inside: the way of GET.
@@ -166,10 +167,12 @@ pub enum StoreError {
     /// The task is not what the caller thought: read it again.
     #[error("the task was changed by another")]
     Conflict,
-    /// The document is more than the store can hold.
-    #[error("the task document has {size} bytes; the store holds at most {limit}")]
+    /// A part of the task is more than the store can hold.
+    #[error("{what} has {size} bytes; the store holds at most {limit}")]
     TooLarge {
-        /// Bytes of the document.
+        /// Which part.
+        what: &'static str,
+        /// Its bytes.
         size: usize,
         /// Bytes the store holds.
         limit: usize,

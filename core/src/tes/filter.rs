@@ -26,7 +26,7 @@ impl Filter {
             && self
                 .name_prefix
                 .as_deref()
-                .is_none_or(|prefix| name.is_some_and(|name| name.starts_with(prefix)))
+                .is_none_or(|prefix| name.unwrap_or_default().starts_with(prefix))
             && self
                 .tags
                 .iter()
@@ -247,5 +247,10 @@ mod tests {
         ]));
         let named = parse(&[("name_prefix", "N")]).unwrap().filter;
         assert!(!named.matches(None, State::Running, &[]));
+        let any = Filter {
+            name_prefix: Some(String::new()),
+            ..Filter::default()
+        };
+        assert!(any.matches(None, State::Running, &[]));
     }
 }

@@ -1,13 +1,16 @@
 //! The parts of the Kubernetes engine, against a stand-in for the API server.
 
 mod server;
+mod store;
 
 use libtest_mimic::Trial;
 use tesk_conformance::fake_api::FakeApi;
 use tesk_core::kubernetes::Cluster;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    server::trials()
+    let mut trials = server::trials();
+    trials.extend(store::trials());
+    trials
 }
 
 /// A connection to a stand-in.

@@ -34,9 +34,9 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// Attempts that are complete as soon as they are looked at.
 #[derive(Debug, Default)]
-struct Instantly {
+pub(super) struct Instantly {
     looks: Mutex<HashMap<AttemptId, usize>>,
-    started: AtomicUsize,
+    pub(super) started: AtomicUsize,
     /// Attempts at once that nobody had seen the end of, at most.
     most: AtomicUsize,
     panics: AtomicUsize,
@@ -114,7 +114,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Waits until `count` tasks are complete.
-async fn completed(store: &SqliteStore, count: u64, limit: Duration) -> Result<()> {
+pub(super) async fn completed(store: &dyn TaskStore, count: u64, limit: Duration) -> Result<()> {
     let begun = Instant::now();
     loop {
         let counts: HashMap<_, _> = store.counts().await?.into_iter().collect();

@@ -1,4 +1,4 @@
-//! Who wants to know of changes.
+//! Who wants to know of changes: the `watch` of every store.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -6,15 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use futures_util::Stream;
 use tokio::sync::Notify;
 
-use crate::scheduler::{Head, TaskId};
+use super::record::{Head, TaskId};
 
 /// Everyone who watches.
 #[derive(Debug, Default)]
-pub(super) struct Watchers(Mutex<Vec<Weak<Mailbox>>>);
+pub(crate) struct Watchers(Mutex<Vec<Weak<Mailbox>>>);
 
 /// One who watches.
 #[derive(Debug)]
-pub(super) struct Watcher(Arc<Mailbox>);
+pub(crate) struct Watcher(Arc<Mailbox>);
 
 /// What one watcher has not read yet: at most one head, the newest, for each task. A slow
 /// reader costs memory for each task that changed, not for each change.
@@ -32,7 +32,7 @@ struct Unread {
 
 impl Watchers {
     /// From now on every published head reaches the new watcher.
-    pub(super) fn register(&self) -> Watcher {
+    pub(crate) fn register(&self) -> Watcher {
         let mailbox = Arc::new(Mailbox::default());
         let mut all = lock(&self.0);
         all.retain(|other| other.strong_count() > 0);
@@ -40,7 +40,7 @@ impl Watchers {
         Watcher(mailbox)
     }
 
-    pub(super) fn publish(&self, heads: &[Head]) {
+    pub(crate) fn publish(&self, heads: &[Head]) {
         for mailbox in lock(&self.0).iter().filter_map(Weak::upgrade) {
             mailbox.put(heads.iter().cloned());
         }
@@ -49,11 +49,11 @@ impl Watchers {
 
 impl Watcher {
     /// Adds what was there at the beginning, except where something newer arrived already.
-    pub(super) fn merge(&self, heads: Vec<Head>) {
+    pub(crate) fn merge(&self, heads: Vec<Head>) {
         self.0.put(heads.into_iter());
     }
 
-    pub(super) fn into_stream(self) -> impl Stream<Item = Head> + Send + 'static {
+    pub(crate) fn into_stream(self) -> impl Stream<Item = Head> + Send + 'static {
         futures_util::stream::unfold(self.0, |mailbox| async move {
             let head = mailbox.next().await;
             Some((head, mailbox))

@@ -1,0 +1,204 @@
+//! Reading records, and pages of them.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, stream};
+use k8s_openapi::api::core::v1::ConfigMap;
+
+use super::object::{Entry, TextRef, head_name};
+use super::text::{self, Kind};
+use super::{Shared, StoreError, failed};
+use crate::scheduler::TaskId;
+use crate::scheduler::store::{Page, Position, Query, RawRecord};
+
+/// Bytes of documents and logs in one page, about: a page of very large tasks ends early.
+const PAGE_BYTES: usize = 32 << 20;
+/// Records that are read at once for one page.
+const PARALLEL: usize = 16;
+/// Tasks that are looked at before other work has a turn.
+const SCAN: usize = 2048;
+/// How often a record that changes while it is read is read anew.
+const READS: usize = 5;
+
+/// A head, and those of its texts that are in it.
+struct WholeHead {
+    entry: Arc<Entry>,
+    document: Option<Arc<str>>,
+    logs: Option<Arc<str>>,
+}
+
+impl Shared {
+    /// A whole record.
+    pub(super) async fn raw(&self, id: &TaskId) -> Result<Option<RawRecord>, StoreError> {
+        let Some(mut entry) = self.entry(id).await? else {
+            return Ok(None);
+        };
+        for _ in 0..READS {
+            let (mut document, mut logs) = {
+                let mut cache = self.cache();
+                let document = cache.get(id, &entry.document);
+                (document, cache.get(id, &entry.logs))
+            };
+            let in_head =
+                |text: &Option<_>, reference: &TextRef| text.is_none() && reference.parts == 0;
+            if in_head(&document, &entry.document) || in_head(&logs, &entry.logs) {
+                let Some(whole) = self.whole_head(id).await? else {
+                    return Ok(None);
+                };
+                if whole.entry.logs != entry.logs {
+                    logs = None;
+                }
+                entry = whole.entry;
+                document = document.or(whole.document);
+                logs = logs.or(whole.logs);
+            }
+            if document.is_none() && entry.document.parts > 0 {
+                document = self.load(id, Kind::Document, &entry.document).await?;
+            }
+            if logs.is_none() && entry.logs.parts > 0 {
+                logs = self.load(id, Kind::Logs, &entry.logs).await?;
+            }
+            if let (Some(document), Some(logs)) = (document, logs) {
+                return Ok(Some(RawRecord {
+                    head: entry.head.clone(),
+                    document,
+                    logs,
+                }));
+            }
+            // A part is not there: the logs were replaced meanwhile, or the task is gone.
+            match self.fetch(id).await? {
+                Some(newest) => entry = newest,
+                None => return Ok(None),
+            }
+        }
+        let reason = format!("parts of the record of task {id} are missing");
+        Err(StoreError::Corrupt(reason))
+    }
+
+    /// A head with the texts in its data.
+    async fn whole_head(&self, id: &TaskId) -> Result<Option<WholeHead>, StoreError> {
+        let api = self.cluster.api::<ConfigMap>();
+        let name = head_name(id);
+        let object = self.cluster.answer(api.get_opt(&name)).await;
+        let Some(object) = object.map_err(|error| failed(&error))? else {
+            self.forget(id);
+            return Ok(None);
+        };
+        let Some(entry) = self.taken(id, &object.metadata)? else {
+            return Ok(None);
+        };
+        let mut data = object.data.unwrap_or_default();
+        let mut text = |kind: Kind, reference: &TextRef| {
+            let Some(text) = data.remove(kind.key()).filter(|_| reference.parts == 0) else {
+                return Ok(None);
+            };
+            text::verified(&text, reference)?;
+            let text: Arc<str> = text.into();
+            self.cache().put(id, reference, &text);
+            Ok(Some(text))
+        };
+        let document = text(Kind::Document, &entry.document)?;
+        let logs = text(Kind::Logs, &entry.logs)?;
+        Ok(Some(WholeHead {
+            entry,
+            document,
+            logs,
+        }))
+    }
+
+    async fn load(
+        &self,
+        id: &TaskId,
+        kind: Kind,
+        reference: &TextRef,
+    ) -> Result<Option<Arc<str>>, StoreError> {
+        let text = text::load(&self.cluster, id, kind, reference).await?;
+        if let Some(text) = &text {
+            self.cache().put(id, reference, text);
+        }
+        Ok(text)
+    }
+
+    pub(super) async fn page(&self, query: &Query) -> Result<Page, StoreError> {
+        let (mut found, mut more) = self.matching(query).await;
+        if query.documents {
+            // By the sizes that heads tell, so that no more is read than is shown.
+            let mut bytes = 0;
+            let fit = found.iter().take_while(|entry| {
+                let room = bytes <= PAGE_BYTES;
+                bytes += entry.document.bytes.saturating_add(entry.logs.bytes);
+                room
+            });
+            let fit = fit.count();
+            more |= fit < found.len();
+            found.truncate(fit);
+        }
+        let last = found.last().map(|entry| Position {
+            created: entry.head.created,
+            id: entry.head.id.clone(),
+        });
+        let next = last.filter(|_| more);
+        if !query.documents {
+            let empty: Arc<str> = "".into();
+            let bare = |entry: Arc<Entry>| RawRecord {
+                head: entry.head.clone(),
+                document: Arc::clone(&empty),
+                logs: Arc::clone(&empty),
+            };
+            let tasks = found.into_iter().map(bare).collect();
+            return Ok(Page { tasks, next });
+        }
+        let mut records = stream::iter(found)
+            .map(|entry| async move {
+                let raw = self.raw(&entry.head.id).await;
+                (entry, raw)
+            })
+            .buffered(PARALLEL);
+        let mut tasks = Vec::new();
+        while let Some((entry, raw)) = records.next().await {
+            match raw {
+                Ok(task) => tasks.extend(task),
+                Err(StoreError::Corrupt(reason)) => {
+                    tracing::warn!(task = %entry.head.id, reason, "left out of a list");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Page { tasks, next })
+    }
+
+    /// The entries of one page, and whether another follows. No request is made.
+    async fn matching(&self, query: &Query) -> (Vec<Arc<Entry>>, bool) {
+        let mut found: Vec<Arc<Entry>> = Vec::new();
+        let mut after = query.after.clone();
+        loop {
+            let candidates = self.index().candidates(query, after.as_ref(), SCAN);
+            let Some(last) = candidates.last() else {
+                return (found, false);
+            };
+            after = Some(Position {
+                created: last.head.created,
+                id: last.head.id.clone(),
+            });
+            let all = candidates.len() < SCAN;
+            for entry in candidates {
+                let search = &entry.search;
+                let user = query.user.as_ref();
+                if user.is_none_or(|user| *user == entry.head.owner.user)
+                    && query
+                        .filter
+                        .matches(search.name.as_deref(), entry.head.state, &search.tags)
+                {
+                    if found.len() == query.limit {
+                        return (found, true);
+                    }
+                    found.push(entry);
+                }
+            }
+            if all {
+                return (found, false);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
