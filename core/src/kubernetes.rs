@@ -1,7 +1,11 @@
 //! Both engine traits on a Kubernetes cluster, with rights in one namespace only.
 //!
 //! - [`cluster`]: the connection, and the names and labels of everything that is made.
-//! - [`store`]: task records in `ConfigMap`s.
+//! - [`store`]: [`TaskStore`](crate::scheduler::TaskStore) in `ConfigMap`s.
+//! - [`compute`]: [`Compute`](crate::scheduler::Compute), a pod for each attempt: [`pod`] makes
+//!   its manifest of a plan, [`status`] reads what became of it. Both are pure functions.
+//! - [`open()`]: all of it put together.
+//! - [`Settings`]: the operator's choices.
 
 pub mod cluster;
 pub mod compute;
