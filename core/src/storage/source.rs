@@ -337,7 +337,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_local_file_that_became_shorter_is_an_error() {
-        let (dir, path) = local(&[7; SMALL as usize + 1]);
+        let (dir, path) = local(&vec![7; SMALL as usize + 1]);
         let source = Source::local(&path).unwrap();
         std::fs::write(dir.path().join("f"), "01234").unwrap();
         let error = read(&source, ByteRange::FULL).await.unwrap_err();
