@@ -16,7 +16,7 @@
 //!
 //! With `webdav = true` servers are asked for their directories (RFC 4918), never otherwise. A file
 //! is written with `PUT` under another name in the same directory, looked at for its size, and
-//! moved to its own. Links in listings are never followed: of each only the last name is taken,
+//! moved to its own. With `atomic_put = true` it is put at its own name, and looked at. Links in listings are never followed: of each only the last name is taken,
 //! and only if the rest is the directory that was asked for. `DELETE` takes a directory with all
 //! that is in it, so directories are looked at first; what somebody writes there in that moment is
 //! lost. The same holds for a directory that takes the place of a file while the file is replaced.
@@ -74,8 +74,14 @@ impl Factory for HttpFactory {
     fn create(&self, entry: &ConfigEntry) -> Result<Arc<dyn Storage>, ConfigError> {
         let options: Options = entry.options()?;
         let client = Arc::new(Client::new(&options)?);
+        if options.atomic_put && !options.webdav {
+            let message =
+                "atomic_put: is for `webdav = true`; else a file is put at its own name anyway";
+            return Err(ConfigError(message.into()));
+        }
+        let dav = || Arc::new(Dav::new(client.clone(), options.atomic_put));
         Ok(Arc::new(Http {
-            dav: options.webdav.then(|| Arc::new(Dav::new(client.clone()))),
+            dav: options.webdav.then(dav),
             client,
             read_only: options.read_only,
         }))

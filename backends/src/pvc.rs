@@ -12,8 +12,9 @@
 //! symlinks too, and fails at one that dangles, leads out, or loops, rather than deliver less
 //! than is there.
 
+use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -21,8 +22,8 @@ use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use serde::Deserialize;
-use tesk_core::rooted::{self, Found, RelPath, Root, Symlinks, WalkError};
-use tesk_core::storage::file::read_file;
+use tesk_core::rooted::{self, Found, RelPath, Root, Symlinks, TempFile, WalkError};
+use tesk_core::storage::file::{blocking, read_file};
 use tesk_core::storage::{
     ByteRange, ByteStream, Capabilities, ConfigEntry, ConfigError, Entry, EntryKind, EntryStream,
     Error, ErrorKind, Factory, FileInfo, LocalPath, Result, Source, Storage, StorageUrl, Version,
@@ -148,9 +149,8 @@ impl Pvc {
         let root = self.root().map_err(|e| {
             Error::new(ErrorKind::Unavailable, url, "its volume is not there").with_source(e)
         })?;
-        tokio::task::spawn_blocking(move || work(&root))
+        blocking(move || work(&root))
             .await
-            .unwrap_or_else(|e| Err(io::Error::other(e)))
             .map_err(|e| Error::io(url, message, e))
     }
 }
@@ -239,39 +239,29 @@ impl Storage for Pvc {
 
     async fn write(&self, url: &StorageUrl, source: &Source) -> Result<Written> {
         let path = self.writable_path(url, "writing")?;
-        let target = path.clone();
         // What a task made must not become a program that runs as its owner.
         let mode = source.mode().unwrap_or(FILE_MODE) & 0o777;
-        let temp = self
-            .run(url, "cannot be written", move |root| {
-                if let Some(parent) = target.parent() {
-                    root.create_dir_all(&parent, DIRECTORY_MODE)?;
-                }
-                if root
-                    .symlink_metadata(&target)
-                    .is_ok_and(|found| found.is_dir())
-                {
-                    let message = "there is a directory of that name";
-                    return Err(io::Error::new(io::ErrorKind::IsADirectory, message));
-                }
-                root.create_temp(&target, mode)
-            })
-            .await?;
-        source.copy_to(temp.file(), url).await?;
         let durable = self.durable;
-        let found = self
-            .run(url, "cannot be written", move |root| {
-                let file = temp.file().clone();
-                if durable {
-                    file.sync_all()?;
-                }
-                temp.keep(&path)?;
-                if durable {
-                    root.sync_dir(&path.parent().unwrap_or_default())?;
-                }
-                file.metadata()
+        let found = if let Some(content) = source.content() {
+            self.run(url, "cannot be written", move |root| {
+                let temp = root.create_replacement(&path, mode, DIRECTORY_MODE)?;
+                temp.file().write_all_at(&content, 0)?;
+                place(root, temp, &path, durable)
             })
-            .await?;
+            .await?
+        } else {
+            let target = path.clone();
+            let temp = self
+                .run(url, "cannot be written", move |root| {
+                    root.create_replacement(&target, mode, DIRECTORY_MODE)
+                })
+                .await?;
+            source.copy_to(temp.file(), url).await?;
+            self.run(url, "cannot be written", move |root| {
+                place(root, temp, &path, durable)
+            })
+            .await?
+        };
         Ok(Written {
             size: found.len(),
             version: Some(version_of(&found)),
@@ -317,6 +307,19 @@ impl Storage for Pvc {
     }
 }
 
+/// Gives a file that is whole its name.
+fn place(root: &Root, temp: TempFile, path: &RelPath, durable: bool) -> io::Result<Metadata> {
+    let file = temp.file().clone();
+    if durable {
+        file.sync_all()?;
+    }
+    temp.keep()?;
+    if durable {
+        root.sync_dir(&path.parent().unwrap_or_default())?;
+    }
+    file.metadata()
+}
+
 /// Nothing is there, or what should be a directory on the way is a file.
 fn is_nothing(error: &io::Error) -> bool {
     matches!(
@@ -325,7 +328,7 @@ fn is_nothing(error: &io::Error) -> bool {
     )
 }
 
-fn kind_of(url: &StorageUrl, found: &std::fs::Metadata) -> Result<EntryKind> {
+fn kind_of(url: &StorageUrl, found: &Metadata) -> Result<EntryKind> {
     if found.is_dir() {
         Ok(EntryKind::Directory)
     } else if found.is_file() {
@@ -343,7 +346,7 @@ fn kind_of(url: &StorageUrl, found: &std::fs::Metadata) -> Result<EntryKind> {
 }
 
 /// A file that was replaced has another inode; one that was changed, another time or size.
-fn version_of(found: &std::fs::Metadata) -> Version {
+fn version_of(found: &Metadata) -> Version {
     Version(format!(
         "{:x}-{}.{:09}-{}",
         found.ino(),

@@ -127,15 +127,21 @@ async fn webdav_subjects() -> anyhow::Result<Vec<Subject>> {
 
     let mut subjects = vec![webdav];
     let urls = std::env::var("TESK_TEST_HTTP").unwrap_or_default();
-    for target in urls.split_whitespace() {
+    let targets = urls.split_whitespace().flat_map(|target| {
+        let atomic = target.contains("webdav").then_some((target, true));
+        [(target, false)].into_iter().chain(atomic)
+    });
+    for (target, atomic) in targets {
         let (name, url) = target.split_once('=').context("name=url is expected")?;
         let webdav = name.contains("webdav");
-        let entry = format!("type = 'http'\nprefix = 'http://'\nwebdav = {webdav}");
+        let entry =
+            format!("type = 'http'\nprefix = 'http://'\nwebdav = {webdav}\natomic_put = {atomic}");
+        let name = format!("{name}{}", if atomic { "-put" } else { "" });
         let (storage, url) = configured(&entry, url)?;
         let wrong = url.join("locked");
         let wrong = wrong.with_credentials(Some("me".into()), Some("wrong".into()));
         let (host, text) = (url.host().to_owned(), url.to_secret_string());
-        let mut subject = Subject::new(name, storage.clone(), url)
+        let mut subject = Subject::new(name.clone(), storage.clone(), url)
             .at_least(if webdav { claims } else { plain })
             .locked_out(storage, wrong)
             .reached_through(host.parse()?, move |proxy| {

@@ -23,7 +23,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 pub use copy::copy_contents;
@@ -153,6 +153,11 @@ impl Root {
 
     /// Opens a file for reading. Pipes, sockets and devices are refused without being opened.
     pub fn open_file(&self, path: &RelPath) -> io::Result<File> {
+        self.open_regular(path).map(|(file, _)| file)
+    }
+
+    /// The same, with what is known of the file.
+    pub(crate) fn open_regular(&self, path: &RelPath) -> io::Result<(File, Metadata)> {
         expect_regular(&self.metadata(path)?)?;
         // Between the check and the opening the file may have become a pipe: with `O_NONBLOCK`
         // the opening returns at once, and the second check refuses it.
@@ -173,7 +178,7 @@ impl Root {
         }
         let (parent, name) = self.open_parent(path)?;
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW;
-        let file = regular(rustix::fs::openat(
+        let (file, _) = regular(rustix::fs::openat(
             &parent,
             name,
             flags | OFlags::CLOEXEC,
@@ -187,29 +192,42 @@ impl Root {
     /// parents must exist.
     pub fn create_new(&self, path: &RelPath, mode: u32) -> io::Result<File> {
         let (parent, name) = self.open_parent(path)?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-        let fd = rustix::fs::openat(&parent, name, flags | OFlags::CLOEXEC, Mode::from(0o600))?;
-        rustix::fs::fchmod(&fd, Mode::from(mode & 0o7777))?;
-        Ok(File::from(fd))
+        create_in(&parent, name, mode)
     }
 
-    /// Creates a file under a temporary name beside `target`, to be [renamed](Self::rename) to
-    /// it. It is gone when the [`TempFile`] is dropped before that.
-    pub fn create_temp(
-        self: &std::sync::Arc<Self>,
+    /// Creates a file under a temporary name in the directory of `target`, which is to take the
+    /// place of what is there. It is gone when the [`TempFile`] is dropped before that.
+    pub fn create_temp(&self, target: &RelPath, mode: u32) -> io::Result<TempFile> {
+        let (directory, _) = self.open_parent(target)?;
+        TempFile::new(directory, target, mode)
+    }
+
+    /// The same for a target whose directory and its parents are made, each new one with exactly
+    /// `directory_mode`. A directory at `target` is refused.
+    pub fn create_replacement(
+        &self,
         target: &RelPath,
         mode: u32,
+        directory_mode: u32,
     ) -> io::Result<TempFile> {
-        let directory = target.parent().ok_or(Errno::ISDIR)?;
-        let name = temp_name();
-        let path = RelPath(directory.0.join(name));
-        let file = self.create_new(&path, mode)?;
-        let root = self.clone();
-        Ok(TempFile {
-            root,
-            path: Some(path),
-            file: std::sync::Arc::new(file),
-        })
+        let parent = target.parent().ok_or_else(|| {
+            let message = "is the root directory";
+            io::Error::new(io::ErrorKind::IsADirectory, message)
+        })?;
+        let directory = match self.open_dir(&parent) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.create_dir_all(&parent, directory_mode)?;
+                self.open_dir(&parent)?
+            }
+            opened => opened?,
+        };
+        let name = target.file_name().ok_or(Errno::ISDIR)?;
+        let there = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW);
+        if there.is_ok_and(|there| FileType::from_raw_mode(there.st_mode).is_dir()) {
+            let message = "there is a directory of that name";
+            return Err(io::Error::new(io::ErrorKind::IsADirectory, message));
+        }
+        TempFile::new(directory, target, mode)
     }
 
     /// Creates a directory and its parents; fine if it is there. Each new one gets exactly
@@ -259,7 +277,7 @@ impl Root {
 
     /// The names in a directory, unsorted, without `.` and `..`.
     pub fn read_dir(&self, path: &RelPath) -> io::Result<Vec<OsString>> {
-        self.iterate_dir(path)?.collect()
+        names_in(self.open_readable(path)?)?.collect()
     }
 
     /// Everything below the directory `path`, symlinks followed within the root; see [`Walk`].
@@ -323,12 +341,9 @@ impl Root {
         self.directory.as_fd()
     }
 
-    fn iterate_dir(
-        &self,
-        path: &RelPath,
-    ) -> io::Result<impl Iterator<Item = io::Result<OsString>> + use<>> {
+    fn open_readable(&self, path: &RelPath) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        names_in(self.resolve(path.as_path(), flags)?)
+        self.resolve(path.as_path(), flags)
     }
 
     fn open_dir(&self, path: &RelPath) -> io::Result<OwnedFd> {
@@ -398,33 +413,48 @@ pub fn is_temp_name(name: &OsStr) -> bool {
 /// A file under a temporary name; removed when dropped, unless it was [kept](TempFile::keep).
 #[derive(Debug)]
 pub struct TempFile {
-    root: std::sync::Arc<Root>,
-    path: Option<RelPath>,
+    /// Where it and its target are, wherever that directory is moved to meanwhile.
+    directory: OwnedFd,
+    name: String,
+    target: RelPath,
+    kept: bool,
     file: std::sync::Arc<File>,
 }
 
 impl TempFile {
+    fn new(directory: OwnedFd, target: &RelPath, mode: u32) -> io::Result<Self> {
+        let name = temp_name();
+        let file = create_in(&directory, name.as_ref(), mode)?;
+        Ok(Self {
+            directory,
+            name,
+            target: target.clone(),
+            kept: false,
+            file: std::sync::Arc::new(file),
+        })
+    }
+
     /// The open file.
     pub fn file(&self) -> &std::sync::Arc<File> {
         &self.file
     }
 
-    /// Gives the file its name, replacing a file that is there.
-    pub fn keep(mut self, target: &RelPath) -> io::Result<()> {
-        if let Some(path) = &self.path {
-            self.root.rename(path, target)?;
-        }
-        self.path = None;
+    /// Gives the file the name of its target, replacing a file that is there.
+    pub fn keep(mut self) -> io::Result<()> {
+        let target = self.target.file_name().ok_or(Errno::ISDIR)?;
+        rustix::fs::renameat(&self.directory, &self.name, &self.directory, target)?;
+        self.kept = true;
         Ok(())
     }
 }
 
 impl Drop for TempFile {
     fn drop(&mut self) {
-        if let Some(path) = &self.path
-            && let Err(error) = self.root.remove(path)
+        if !self.kept
+            && let Err(error) = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty())
         {
-            tracing::warn!(%path, %error, "a temporary file was left behind");
+            let (target, name) = (&self.target, &self.name);
+            tracing::warn!(%target, name, %error, "a temporary file was left behind");
         }
     }
 }
@@ -448,10 +478,19 @@ fn chmod_fd(fd: &OwnedFd, mode: u32) -> Result<(), Errno> {
     rustix::fs::chmodat(CWD, path, Mode::from(mode & 0o7777), AtFlags::empty())
 }
 
-fn regular(fd: OwnedFd) -> io::Result<File> {
+fn regular(fd: OwnedFd) -> io::Result<(File, Metadata)> {
     let file = File::from(fd);
-    expect_regular(&file.metadata()?)?;
-    Ok(file)
+    let found = file.metadata()?;
+    expect_regular(&found)?;
+    Ok((file, found))
+}
+
+fn create_in(directory: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+    let mode_for_now = Mode::from(0o600);
+    let fd = rustix::fs::openat(directory, name, flags | OFlags::CLOEXEC, mode_for_now)?;
+    rustix::fs::fchmod(&fd, Mode::from(mode & 0o7777))?;
+    Ok(File::from(fd))
 }
 
 fn expect_regular(found: &Metadata) -> io::Result<()> {

@@ -38,10 +38,15 @@ mod tests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tokio::task::JoinSet;
+
+use self::directory::finished;
 use self::limits::Limits;
 use self::retry::with_retries;
 use crate::rooted::RelPath;
-use crate::storage::{Entry, EntryStream, Error, LocalPath, Registry, Result, StorageUrl};
+use crate::storage::{
+    Entry, EntryStream, Error, ErrorKind, LocalPath, Registry, Result, StorageUrl,
+};
 
 pub use copy::{Copied, End};
 pub use limits::STREAM_MIB;
@@ -162,10 +167,12 @@ impl Engine {
 
     /// Delivers the local file `from` to `url`, with its mode where the storage has modes.
     pub async fn store_file(&self, from: &LocalPath, url: &StorageUrl) -> Result<Moved> {
-        let storage = self.registry.route(url)?;
-        let named = from.url();
-        self.counted(self.store_local(from, &named, &storage, url))
-            .await
+        let (engine, from, to) = (self.clone(), from.clone(), url.clone());
+        self.counted(spawned(
+            url,
+            async move { engine.store_from(&from, &to).await },
+        ))
+        .await
     }
 
     /// Makes the directory `url` and its parents where the storage has directories; else does
@@ -187,7 +194,11 @@ impl Engine {
 
     /// Copies one file from any storage to any other.
     pub async fn copy(&self, from: &StorageUrl, to: &StorageUrl) -> Result<Moved> {
-        self.counted(self.copy_between(from, to)).await
+        let (engine, from, target) = (self.clone(), from.clone(), to.clone());
+        self.counted(spawned(to, async move {
+            engine.copy_between(&from, &target).await
+        }))
+        .await
     }
 
     /// Runs the transfer of one file when there is room for another.
@@ -197,5 +208,19 @@ impl Engine {
         let moved = transfer.await?;
         self.counters.file_done();
         Ok(moved)
+    }
+}
+
+/// Runs a transfer to `url` on the runtime's own threads, where the connections are: from another
+/// thread each answer would have to wake it. It is stopped when this is dropped.
+async fn spawned(
+    url: &StorageUrl,
+    transfer: impl Future<Output = Result<Moved>> + Send + 'static,
+) -> Result<Moved> {
+    let mut task = JoinSet::new();
+    task.spawn(transfer);
+    match task.join_next().await {
+        Some(done) => finished(url, done),
+        None => Err(Error::new(ErrorKind::Other, url, "a transfer was not run")),
     }
 }

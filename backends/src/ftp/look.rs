@@ -153,6 +153,20 @@ impl Connection {
         nothing_or(reply)
     }
 
+    /// The size of the file `path`, where the server tells.
+    pub(super) async fn size(&mut self, path: &str) -> Result<Option<u64>, Failure> {
+        if !self.dialect.no_size.load(Ordering::Relaxed) {
+            let reply = self.command(format!("SIZE {path}")).await?;
+            if reply.is_done() {
+                return Ok(reply.text.trim().parse().ok());
+            }
+        }
+        Ok(match self.stat_target(path).await? {
+            Some(Kind::File(info)) => info.size,
+            _ => None,
+        })
+    }
+
     /// For servers that know neither `MLST` nor `SIZE`.
     async fn stat_by_listing(&mut self, path: &str) -> Result<Option<Kind>, Failure> {
         if self.is_directory(path).await? {

@@ -91,10 +91,9 @@ async fn store(
     let done = lease.finish(data, None).await;
     done.map_err(|failure| lease.error(failure, url, MESSAGE))?;
     // An end of the stream is all that a server sees of a connection that was cut.
-    let found = lease.stat_target(name).await;
+    let found = lease.size(name).await;
     match found.map_err(|failure| lease.error(failure, url, MESSAGE))? {
-        Some(Kind::File(info)) if info.size.is_some_and(|found| found != size) => {
-            let found = info.size.unwrap_or_default();
+        Some(found) if found != size => {
             let message = format!("{found} bytes arrived of {size}");
             Err(Error::new(ErrorKind::Corrupt, url, message))
         }

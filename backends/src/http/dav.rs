@@ -28,6 +28,8 @@ const PROPFIND: &str = r#"<?xml version="1.0" encoding="utf-8"?>
 /// Directories of web servers.
 pub(super) struct Dav {
     client: Arc<Client>,
+    /// What is put appears only when it is whole.
+    atomic_put: bool,
     directories: Mutex<HashSet<String>>,
     /// Directories are made by one writer at a time.
     making: tokio::sync::Mutex<()>,
@@ -54,9 +56,10 @@ pub(super) enum Kind {
 }
 
 impl Dav {
-    pub(super) fn new(client: Arc<Client>) -> Self {
+    pub(super) fn new(client: Arc<Client>, atomic_put: bool) -> Self {
         Self {
             client,
+            atomic_put,
             directories: Mutex::default(),
             making: tokio::sync::Mutex::default(),
         }

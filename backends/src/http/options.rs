@@ -37,6 +37,9 @@ pub struct Options {
     /// Whether the servers speak WebDAV (RFC 4918): directories are listed and made, files
     /// renamed and removed, and written under another name first. Default false.
     pub webdav: bool,
+    /// Whether what is put appears only when it is whole, as with nginx and Apache: with `webdav`,
+    /// files are then put at their own name. Default false.
+    pub atomic_put: bool,
     /// Refuse writing. Default false.
     pub read_only: bool,
     /// Whether loopback and private networks are reached. Default true.

@@ -55,8 +55,9 @@ async fn thousands_of_files_take_a_few_logins() {
     assert!(moved.iter().all(|moved| !moved.url.contains("right")));
     let read = std::fs::read(bench.directory.path().join("tree/3/5/f31")).unwrap();
     assert_eq!(read, b"31");
+    // Of 16 files at once and a listing, and a few that a busy machine has kept waiting for too long.
     assert!(
-        server.connections() <= 10,
+        server.connections() <= 40,
         "{} logins",
         server.connections()
     );

@@ -1,7 +1,9 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use tesk_core::storage::{EntryKind, ErrorKind};
+use tesk_core::transfer::End;
 
 use super::server::Server;
 use super::{Bench, content, registry, url};
@@ -244,4 +246,39 @@ async fn a_volume_that_is_not_there_is_told_when_it_is_needed() {
     std::fs::create_dir(&path).unwrap();
     std::fs::write(path.join("file"), "here").unwrap();
     assert_eq!(bench.fetch("/data/file").await.unwrap(), b"here");
+}
+
+#[tokio::test]
+async fn files_of_any_size_go_both_ways() {
+    let (bench, outside) = bench("");
+    let names = ["empty", "small", "edge", "beyond", "large"];
+    let sizes = [0, 5, 64 << 10, (64 << 10) + 1, 3 << 20];
+    let from = bench.local("from");
+    std::fs::create_dir_all(bench.directory.path().join("from/d")).unwrap();
+    for (name, size) in names.iter().zip(sizes) {
+        let path = bench.directory.path().join("from/d").join(name);
+        std::fs::write(path, content(size)).unwrap();
+    }
+    let data = End::Url(url("/data/copy"));
+    let local = |path| End::Local(path);
+    let engine = &bench.engine;
+    let copied = engine.copy_directory(&local(from), &data).await.unwrap();
+    let bytes = sizes.iter().sum::<usize>() as u64;
+    assert_eq!((copied.files, copied.bytes), (5, bytes));
+    let to = bench.local("to");
+    let copied = engine.copy_directory(&data, &local(to)).await.unwrap();
+    assert_eq!((copied.files, copied.bytes), (5, bytes));
+    let counters = engine.counters();
+    assert_eq!(counters.files_done.load(Ordering::Relaxed), 10);
+    assert_eq!(counters.bytes_done.load(Ordering::Relaxed), 2 * bytes);
+    for directory in [
+        outside.path().join("mnt/copy"),
+        bench.directory.path().join("to"),
+    ] {
+        for (name, size) in names.iter().zip(sizes) {
+            let found = std::fs::read(directory.join("d").join(name)).unwrap();
+            assert!(found == content(size), "{name}");
+        }
+        assert_eq!(std::fs::read_dir(directory.join("d")).unwrap().count(), 5);
+    }
 }

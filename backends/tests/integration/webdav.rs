@@ -705,3 +705,30 @@ async fn versions_in_listings_count_where_reads_know_them() {
         assert_eq!(whole.len() == 1, !honest, "{whole:?}");
     }
 }
+
+#[tokio::test]
+async fn a_server_that_shows_no_half_file_is_spared_the_move() {
+    let server = Server::start_dav(None).await;
+    let bench = Bench::with(&format!("{ENTRY}\natomic_put = true"));
+    let at = url(&server.url("/a/b/file"));
+    let storage = storage(&bench, &at);
+    write(&storage, &at, "first").await.unwrap();
+    write(&storage, &at, "second").await.unwrap();
+    assert_eq!(
+        bench.fetch(&server.url("/a/b/file")).await.unwrap(),
+        b"second"
+    );
+    assert_eq!((count(&server, "PUT"), count(&server, "MOVE")), (2, 0));
+
+    // What it has stored is looked at all the same.
+    server.script(|method, _, _| {
+        let short = Response::builder().header(header::CONTENT_LENGTH, 3);
+        (method.as_str() == "HEAD").then(|| short.body(Body::empty()).unwrap())
+    });
+    let error = write(&storage, &at, "third").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+
+    let entry = "[[storage]]\ntype = 'http'\nprefix = 'http://'\natomic_put = true";
+    let error = super::registry(entry).unwrap_err();
+    assert!(error.to_string().contains("webdav"), "{error}");
+}

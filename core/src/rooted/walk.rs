@@ -1,15 +1,17 @@
 //! Everything below a directory.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
-use std::fs::Metadata;
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Metadata};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{RelPath, Root};
+use super::{RelPath, Root, names_in};
 
 /// Something found by a [`Walk`].
 #[derive(Debug)]
@@ -40,11 +42,15 @@ pub struct WalkError {
 pub struct Walk {
     root: Arc<Root>,
     start: RelPath,
-    current: Option<(Directory, Names)>,
+    current: Option<(Directory, Opened)>,
     ahead: VecDeque<Directory>,
 }
 
-type Names = Box<dyn Iterator<Item = io::Result<OsString>> + Send>;
+/// The directory that is read: itself, for looking at what is in it, and the rest of its names.
+struct Opened {
+    directory: OwnedFd,
+    names: Box<dyn Iterator<Item = io::Result<OsString>> + Send>,
+}
 
 #[derive(Clone)]
 struct Directory {
@@ -82,22 +88,28 @@ impl Walk {
             path: RelPath::default(),
             lineage,
         };
-        let names = Box::new(root.iterate_dir(start)?);
+        let opened = open(&root, start)?;
         Ok(Self {
             root,
             start: start.clone(),
-            current: Some((first, names)),
+            current: Some((first, opened)),
             ahead: VecDeque::new(),
         })
     }
 
-    fn look_at(&mut self, within: &Directory, name: OsString) -> Result<Found, WalkError> {
+    fn look_at(
+        &mut self,
+        within: &Directory,
+        opened: &OwnedFd,
+        name: &OsStr,
+    ) -> Result<Found, WalkError> {
         let path = RelPath(within.path.0.join(name));
-        let whole = self.start.join(&path);
         let look = || {
-            let itself = self.root.symlink_metadata(&whole)?;
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let itself = rustix::fs::openat(opened, name, flags, Mode::empty())?;
+            let itself = File::from(itself).metadata()?;
             if itself.is_symlink() {
-                Ok((self.root.metadata(&whole)?, true))
+                Ok((self.root.metadata(&self.start.join(&path))?, true))
             } else {
                 Ok((itself, false))
             }
@@ -132,6 +144,14 @@ impl Walk {
     }
 }
 
+fn open(root: &Root, path: &RelPath) -> io::Result<Opened> {
+    let directory = root.open_readable(path)?;
+    Ok(Opened {
+        names: Box::new(names_in(directory.try_clone()?)?),
+        directory,
+    })
+}
+
 impl Lineage {
     fn contains(&self, id: (u64, u64)) -> bool {
         let mut at = Some(self);
@@ -150,12 +170,14 @@ impl Iterator for Walk {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some((directory, mut names)) = self.current.take() {
-                let Some(name) = names.next() else { continue };
+            if let Some((directory, mut opened)) = self.current.take() {
+                let Some(name) = opened.names.next() else {
+                    continue;
+                };
                 let item = match name {
                     Ok(name) => {
-                        let item = self.look_at(&directory, name);
-                        self.current = Some((directory, names));
+                        let item = self.look_at(&directory, &opened.directory, &name);
+                        self.current = Some((directory, opened));
                         item
                     }
                     Err(error) => Err(WalkError {
@@ -166,8 +188,8 @@ impl Iterator for Walk {
                 return Some(item);
             }
             let next = self.ahead.pop_back()?;
-            match self.root.iterate_dir(&self.start.join(&next.path)) {
-                Ok(names) => self.current = Some((next, Box::new(names))),
+            match open(&self.root, &self.start.join(&next.path)) {
+                Ok(opened) => self.current = Some((next, opened)),
                 Err(error) => {
                     return Some(Err(WalkError {
                         path: next.path,

@@ -103,9 +103,8 @@ fn target(collected_at: &str, base: &str, path: &str) -> io::Result<RelPath> {
 }
 
 fn copy(container: &Root, from: &RelPath, scratch: &Arc<Root>, to: &RelPath) -> io::Result<()> {
-    scratch.create_dir_all(&to.parent().unwrap_or_default(), ANYBODY)?;
     let mut from = container.open_file(from)?;
-    let copy = scratch.create_temp(to, 0o666)?;
+    let copy = scratch.create_replacement(to, 0o666, ANYBODY)?;
     io::copy(&mut from, &mut copy.file().as_ref())?;
-    copy.keep(to)
+    copy.keep()
 }

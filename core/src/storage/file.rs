@@ -1,16 +1,51 @@
 //! Bytes from and to open files, without blocking the runtime.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
 use tokio::task::JoinHandle;
 
 use super::{ByteStream, Error, StorageUrl};
+
+thread_local! {
+    /// Whether what waits for a disk keeps nobody else waiting on this thread.
+    static MAY_WAIT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs what waits for a disk where it keeps nobody else waiting: on another thread, unless this
+/// is such a one.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    if MAY_WAIT.get() {
+        return work();
+    }
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)?
+}
+
+/// Drives `work` on one thread on which it may wait for a disk: for a small file, going to
+/// another thread and back takes longer than any step of the work. It is not stopped when this is
+/// dropped.
+pub(crate) async fn on_one_thread<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> io::Result<T> {
+    let runtime = tokio::runtime::Handle::current();
+    let driving = tokio::task::spawn_blocking(move || {
+        MAY_WAIT.set(true);
+        let done = runtime.block_on(work);
+        MAY_WAIT.set(false);
+        done
+    });
+    driving.await.map_err(io::Error::other)
+}
 
 /// Bytes that one read or write of a file moves.
 pub(crate) const CHUNK: usize = 1 << 20;
@@ -23,7 +58,7 @@ pub fn read_file(url: &StorageUrl, file: Arc<File>, range: Range<u64>) -> ByteSt
     struct Reading {
         file: Arc<File>,
         left: Range<u64>,
-        ahead: Option<JoinHandle<io::Result<Vec<u8>>>>,
+        ahead: Option<JoinHandle<io::Result<Bytes>>>,
     }
     impl Reading {
         fn read_ahead(&mut self) {
@@ -31,9 +66,9 @@ pub fn read_file(url: &StorageUrl, file: Arc<File>, range: Range<u64>) -> ByteSt
             if size > 0 {
                 let (file, at) = (self.file.clone(), self.left.start);
                 self.ahead = Some(tokio::task::spawn_blocking(move || {
-                    let mut chunk = vec![0; size];
-                    file.read_exact_at(&mut chunk, at)?;
-                    Ok(chunk)
+                    let mut chunk = Pages::new(size);
+                    file.read_exact_at(chunk.first(size), at)?;
+                    Ok(chunk.into_bytes(size))
                 }));
                 self.left.start += size as u64;
             }
@@ -54,7 +89,7 @@ pub fn read_file(url: &StorageUrl, file: Arc<File>, range: Range<u64>) -> ByteSt
             Some(match chunk {
                 Ok(chunk) => {
                     reading.read_ahead();
-                    (Ok(Bytes::from(chunk)), Some(reading))
+                    (Ok(chunk), Some(reading))
                 }
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
                     let e = io::Error::new(e.kind(), "it became shorter meanwhile");
@@ -67,6 +102,33 @@ pub fn read_file(url: &StorageUrl, file: Arc<File>, range: Range<u64>) -> ByteSt
     .boxed()
 }
 
+/// Memory that begins with a page. Some processors copy several times slower between a page and
+/// bytes that begin a little behind the start of one, which is where allocators put large blocks.
+#[derive(Debug)]
+struct Pages {
+    memory: Vec<u8>,
+    start: usize,
+}
+
+impl Pages {
+    const SIZE: usize = 4096;
+
+    /// Room for `size` bytes. Costs nothing until it is used.
+    fn new(size: usize) -> Self {
+        let memory = vec![0; size + Self::SIZE];
+        let start = memory.as_ptr().addr().wrapping_neg() % Self::SIZE;
+        Self { memory, start }
+    }
+
+    fn first(&mut self, size: usize) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + size]
+    }
+
+    fn into_bytes(self, size: usize) -> Bytes {
+        Bytes::from(self.memory).slice(self.start..self.start + size)
+    }
+}
+
 /// Writes chunks to an open file at an offset, some 1 MiB at a time, while the next ones arrive.
 /// At most two such batches are in memory.
 #[derive(Debug)]
@@ -76,7 +138,34 @@ pub(crate) struct Writer<S> {
     batched: usize,
     running: Option<JoinHandle<(S, io::Result<()>)>>,
     idle: Option<S>,
+    to: Arc<Shared>,
+}
+
+/// A file that one or several [`Writer`]s write to.
+#[derive(Debug)]
+pub(crate) struct Shared {
     file: Arc<File>,
+    /// File systems let one write at a time into a file. Those that wait for it in the kernel do
+    /// so on a processor.
+    turn: Mutex<()>,
+}
+
+impl Shared {
+    pub(crate) fn new(file: &Arc<File>) -> Arc<Self> {
+        Arc::new(Self {
+            file: file.clone(),
+            turn: Mutex::default(),
+        })
+    }
+
+    fn write(&self, batch: &[Bytes], mut at: u64) -> io::Result<()> {
+        let _mine = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        for chunk in batch {
+            self.file.write_all_at(chunk, at)?;
+            at += chunk.len() as u64;
+        }
+        Ok(())
+    }
 }
 
 /// Sees all bytes of a [`Writer`] in order, on the thread that writes.
@@ -90,14 +179,14 @@ impl Sink for () {
 }
 
 impl<S: Sink> Writer<S> {
-    pub(crate) fn new(file: Arc<File>, at: u64, sink: S) -> Self {
+    pub(crate) fn new(to: Arc<Shared>, at: u64, sink: S) -> Self {
         Self {
             at,
             batch: Vec::new(),
             batched: 0,
             running: None,
             idle: Some(sink),
-            file,
+            to,
         }
     }
 
@@ -113,7 +202,9 @@ impl<S: Sink> Writer<S> {
 
     /// Waits until everything is written.
     pub(crate) async fn finish(mut self) -> io::Result<S> {
-        self.flush().await?;
+        if self.batched > 0 {
+            self.flush().await?;
+        }
         self.wait().await?;
         self.idle
             .ok_or_else(|| io::Error::other("a write was cancelled"))
@@ -124,18 +215,17 @@ impl<S: Sink> Writer<S> {
         let Some(mut sink) = self.idle.take() else {
             return Err(io::Error::other("a write failed before"));
         };
-        let (file, mut at) = (self.file.clone(), self.at);
+        let (to, at) = (self.to.clone(), self.at);
         let batch = std::mem::take(&mut self.batch);
         self.at += std::mem::take(&mut self.batched) as u64;
         self.running = Some(tokio::task::spawn_blocking(move || {
-            for chunk in batch {
-                if let Err(error) = file.write_all_at(&chunk, at) {
-                    return (sink, Err(error));
+            let done = to.write(&batch, at);
+            if done.is_ok() {
+                for chunk in &batch {
+                    sink.update(chunk);
                 }
-                sink.update(&chunk);
-                at += chunk.len() as u64;
             }
-            (sink, Ok(()))
+            (sink, done)
         }));
         Ok(())
     }

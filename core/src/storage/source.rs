@@ -3,18 +3,21 @@
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
 
-use super::file::{self, CHUNK, Writer};
+use super::file::{self, CHUNK, Shared, Writer};
 use super::{
     ByteRange, ByteStream, Error, ErrorKind, LocalPath, Result, Storage, StorageUrl, Version,
 };
 use crate::rooted::copy_contents;
+
+/// The most bytes of a file that are read together with its opening.
+pub(crate) const SMALL: u64 = 64 << 10;
 
 /// What a plugin is asked to write: of known size, and reopenable, so that a failed write can
 /// be tried again.
@@ -33,6 +36,8 @@ enum Origin {
     Local {
         file: Arc<File>,
         url: StorageUrl,
+        /// Of a small one.
+        content: Option<Bytes>,
     },
     Storage {
         storage: Arc<dyn Storage>,
@@ -58,13 +63,21 @@ impl Source {
     }
 
     /// A file of this machine, of the size and mode it has now. It stays open, so that every
-    /// reading is of the same file, even if another takes its name.
+    /// reading is of the same file, even if another takes its name. A small one is read now, and
+    /// stays as it is.
     pub fn local(path: &LocalPath) -> io::Result<Self> {
-        let file = path.root.open_file(&path.path)?;
-        let found = file.metadata()?;
+        let (file, found) = path.root.open_regular(&path.path)?;
+        let content = if found.len() <= SMALL {
+            let mut content = vec![0; found.len() as usize];
+            file.read_exact_at(&mut content, 0)?;
+            Some(content.into())
+        } else {
+            None
+        };
         let origin = Origin::Local {
             file: Arc::new(file),
             url: path.url(),
+            content,
         };
         let mode = Some(found.permissions().mode() & 0o7777);
         Ok(Self {
@@ -129,6 +142,19 @@ impl Source {
         self.mode
     }
 
+    /// The whole content, where it is in memory already: of what is small. Counts as read.
+    pub fn content(&self) -> Option<Bytes> {
+        let content = match &self.origin {
+            Origin::Bytes(bytes) => bytes,
+            Origin::Local { content, .. } => content.as_ref()?,
+            Origin::Storage { .. } => return None,
+        };
+        if let Some(meter) = &self.meter {
+            meter.moved(content.len() as u64);
+        }
+        Some(content.clone())
+    }
+
     /// The open local file, if it is one.
     pub fn local_file(&self) -> Option<&Arc<File>> {
         match &self.origin {
@@ -154,11 +180,15 @@ impl Source {
             .with_retryable(false));
         }
         let stream = match &self.origin {
-            Origin::Bytes(bytes) => {
+            Origin::Bytes(bytes)
+            | Origin::Local {
+                content: Some(bytes),
+                ..
+            } => {
                 let bytes = bytes.slice(range.start as usize..range.end as usize);
                 chunks(bytes).boxed()
             }
-            Origin::Local { file, url } => file::read_file(url, file.clone(), range),
+            Origin::Local { file, url, .. } => file::read_file(url, file.clone(), range),
             // Some plugins would have to open a connection for no bytes at all.
             Origin::Storage { .. } if range.is_empty() => stream::empty().boxed(),
             Origin::Storage {
@@ -194,8 +224,15 @@ impl Source {
     /// `url` is where `to` lies, for messages. Stops soon after its future is dropped.
     pub async fn copy_to(&self, to: &Arc<File>, url: &StorageUrl) -> Result<()> {
         let cannot_write = |e| Error::io(url, "cannot be written", e);
+        if let Some(content) = self.content() {
+            let to = to.clone();
+            let written = tokio::task::spawn_blocking(move || to.write_all_at(&content, 0)).await;
+            return written
+                .unwrap_or_else(|e| Err(io::Error::other(e)))
+                .map_err(cannot_write);
+        }
         let Some(from) = self.local_file().cloned() else {
-            let mut writer = Writer::new(to.clone(), 0, ());
+            let mut writer = Writer::new(Shared::new(to), 0, ());
             let mut stream = self.read(ByteRange::FULL).await?;
             while let Some(chunk) = stream.next().await {
                 writer.push(chunk?).await.map_err(cannot_write)?;
@@ -300,7 +337,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_local_file_that_became_shorter_is_an_error() {
-        let (dir, path) = local(b"0123456789");
+        let (dir, path) = local(&vec![7; SMALL as usize + 1]);
         let source = Source::local(&path).unwrap();
         std::fs::write(dir.path().join("f"), "01234").unwrap();
         let error = read(&source, ByteRange::FULL).await.unwrap_err();
@@ -309,11 +346,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_local_file_that_was_replaced_is_still_read_as_it_was() {
-        let (dir, path) = local(b"old");
-        let source = Source::local(&path).unwrap();
-        std::fs::write(dir.path().join("new"), "NEW").unwrap();
-        std::fs::rename(dir.path().join("new"), dir.path().join("f")).unwrap();
-        assert_eq!(read(&source, ByteRange::FULL).await.unwrap(), b"old");
+        for size in [3, SMALL as usize + 1] {
+            let old = vec![7; size];
+            let (dir, path) = local(&old);
+            let source = Source::local(&path).unwrap();
+            std::fs::write(dir.path().join("new"), "NEW").unwrap();
+            std::fs::rename(dir.path().join("new"), dir.path().join("f")).unwrap();
+            assert!(
+                read(&source, ByteRange::FULL).await.unwrap() == old,
+                "{size}"
+            );
+        }
     }
 
     #[tokio::test]

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 
 use super::Engine;
-use super::directory::Names;
+use super::directory::{Names, ended};
 use crate::rooted::{RelPath, Root, Symlinks, WalkError};
+use crate::storage::file::on_one_thread;
+use crate::storage::source::SMALL;
 use crate::storage::{EntryKind, Error, ErrorKind, LocalPath, Result, StorageUrl};
 
 /// Files on their way at once. What really runs in parallel the engine's own limits decide.
@@ -113,7 +115,18 @@ impl Engine {
                 root: from.root.clone(),
                 path: from.path.join(&found.path),
             };
-            Ok(Some(self.store_file(&file, &url).await?.size))
+            let small = found.metadata.len() <= SMALL;
+            let moved = if small && self.registry.route(&url)?.local_path(&url).is_some() {
+                let (engine, target) = (self.clone(), url.clone());
+                self.counted(async {
+                    let moving = async move { engine.store_from(&file, &target).await };
+                    ended(&url, on_one_thread(moving).await)
+                })
+                .await?
+            } else {
+                self.store_file(&file, &url).await?
+            };
+            Ok(Some(moved.size))
         });
         sum(copies.try_buffer_unordered(PARALLEL)).await
     }

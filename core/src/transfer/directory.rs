@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
+use std::io;
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
 use tokio::task::JoinSet;
 
-use super::fetch::blocking;
 use super::retry::{Retry, in_time, stalled};
 use super::{Engine, FETCHED_MODE, Moved};
 use crate::rooted::RelPath;
+use crate::storage::file::{blocking, on_one_thread};
+use crate::storage::source::SMALL;
 use crate::storage::{
     Entry, EntryKind, EntryStream, Error, ErrorKind, LocalPath, Result, Storage, StorageUrl,
 };
@@ -80,14 +82,22 @@ impl Engine {
                     path: to.path.join(&path),
                 };
                 self.counters.expect_file();
-                files.spawn(async move {
+                let small = info.size.is_some_and(|size| size <= SMALL);
+                let local = small && storage.local_path(&from).is_some();
+                let shown = from.clone();
+                let moving = async move {
                     let _permit = permit;
                     let moved = engine
                         .fetch(&storage, &from, Some(info), &to, false)
                         .await?;
                     engine.counters.file_done();
                     Ok(Moved { path, ..moved })
-                });
+                };
+                if local {
+                    files.spawn(async move { ended(&shown, on_one_thread(moving).await) });
+                } else {
+                    files.spawn(moving);
+                }
             }
         }
         while let Some(done) = files.join_next().await {
@@ -133,10 +143,14 @@ async fn make_directory(to: &LocalPath, path: RelPath) -> Result<()> {
     made.map_err(|e| Error::io(&to.url(), "cannot be made", e))
 }
 
-fn finished(
+pub(super) fn finished(
     url: &StorageUrl,
     done: Result<Result<Moved>, tokio::task::JoinError>,
 ) -> Result<Moved> {
+    ended(url, done.map_err(io::Error::other))
+}
+
+pub(super) fn ended<T>(url: &StorageUrl, done: io::Result<Result<T>>) -> Result<T> {
     done.unwrap_or_else(|e| {
         let message = "a transfer ended unexpectedly";
         Err(Error::new(ErrorKind::Other, url, message).with_source(e))

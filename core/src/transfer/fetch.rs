@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, TryStreamExt as _};
@@ -12,8 +13,8 @@ use super::retry::{Retry, with_retries};
 use super::verify::Hasher;
 use super::{Engine, FETCHED_MODE, Moved};
 use crate::rooted::{RelPath, Root, TempFile};
-use crate::storage::file::{Writer, read_file};
-use crate::storage::source::Meter as _;
+use crate::storage::file::{Shared, Sink as _, Writer, blocking, read_file};
+use crate::storage::source::{Meter as _, SMALL};
 use crate::storage::{
     ByteRange, EntryKind, Error, ErrorKind, FileInfo, LocalPath, Result, Source, Storage,
     StorageUrl,
@@ -31,6 +32,35 @@ impl Target {
             Self::Temp(temp) => temp.file(),
             Self::InPlace(file) => file,
         }
+    }
+
+    fn open(LocalPath { root, path }: &LocalPath, in_place: bool) -> io::Result<Self> {
+        if !in_place {
+            let temp = root.create_replacement(path, FETCHED_MODE, FETCHED_MODE)?;
+            return Ok(Self::Temp(temp));
+        }
+        make_parents(root, path)?;
+        let file = root.create_file(path, FETCHED_MODE)?;
+        Ok(Self::InPlace(Arc::new(file)))
+    }
+
+    /// Compares the size once more, with what the file system says, and gives the file its name.
+    fn check_and_keep(self, size: u64) -> io::Result<()> {
+        let found = self.file().metadata()?.len();
+        if found != size {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("it has {found} bytes, but {size} were written"),
+            ));
+        }
+        match self {
+            Self::Temp(temp) => temp.keep(),
+            Self::InPlace(_) => Ok(()),
+        }
+    }
+
+    async fn place(self, size: u64) -> io::Result<()> {
+        blocking(move || self.check_and_keep(size)).await
     }
 }
 
@@ -76,14 +106,17 @@ impl Engine {
             let source = blocking(move || Source::local(&from)).await;
             let source = source.map_err(|e| Error::io(url, "cannot be fetched", e))?;
             progress.expect(source.size());
-            let target = open_target(to, in_place).await.map_err(cannot_write)?;
-            let permit = self.limits.stream(&[]).await;
             let source = source.with_meter(progress.clone());
-            source.copy_to(target.file(), &to.url()).await?;
-            drop(permit);
-            self.place(target, to, source.size())
-                .await
-                .map_err(cannot_write)?;
+            if let Some(content) = source.content() {
+                let written = write_small(to, in_place, content.into()).await;
+                written.map_err(cannot_write)?;
+            } else {
+                let target = open_target(to, in_place).await.map_err(cannot_write)?;
+                let permit = self.limits.stream(&[]).await;
+                source.copy_to(target.file(), &to.url()).await?;
+                drop(permit);
+                target.place(source.size()).await.map_err(cannot_write)?;
+            }
             progress.keep();
             return Ok(source.size());
         }
@@ -97,11 +130,19 @@ impl Engine {
             url: url.clone(),
             info,
         });
+        if file.info.size.is_some_and(|size| size <= SMALL) {
+            let content = self.read_small(&file, &progress).await?;
+            let size = content.len() as u64;
+            let written = write_small(to, in_place, content).await;
+            written.map_err(cannot_write)?;
+            progress.keep();
+            return Ok(size);
+        }
         let target = open_target(to, in_place).await.map_err(cannot_write)?;
+        let into = Shared::new(target.file());
         let size = match file.info.size {
             Some(size) if size >= 2 * self.settings.range_size() && file.is_resumable() => {
-                self.fetch_ranges(&file, size, target.file(), to, &progress)
-                    .await?;
+                self.fetch_ranges(&file, size, &into, to, &progress).await?;
                 self.check_written(&file, size, target.file()).await?;
                 size
             }
@@ -110,9 +151,7 @@ impl Engine {
                 let wanted = file.info.checksum.as_ref().filter(|_| self.settings.verify);
                 let reader = Reader::new(&file, &self.settings, ByteRange::FULL);
                 let hasher = Hasher::like(wanted);
-                let (hasher, size) = self
-                    .pump(reader, target.file(), 0, hasher, to, &progress)
-                    .await?;
+                let (hasher, size) = self.pump(reader, &into, 0, hasher, to, &progress).await?;
                 hasher.check(url, wanted)?;
                 size
             }
@@ -120,9 +159,25 @@ impl Engine {
         if file.info.size.is_none() {
             progress.expect(size);
         }
-        self.place(target, to, size).await.map_err(cannot_write)?;
+        target.place(size).await.map_err(cannot_write)?;
         progress.keep();
         Ok(size)
+    }
+
+    /// The whole of a small file.
+    async fn read_small(&self, file: &Arc<RemoteFile>, progress: &Progress) -> Result<Vec<u8>> {
+        let _permit = self.limits.stream(&[&file.url]).await;
+        let wanted = file.info.checksum.as_ref().filter(|_| self.settings.verify);
+        let mut hasher = Hasher::like(wanted);
+        let mut reader = Reader::new(file, &self.settings, ByteRange::FULL);
+        let mut content = Vec::new();
+        while let Some(chunk) = reader.next().await? {
+            progress.moved(chunk.len() as u64);
+            hasher.update(&chunk);
+            content.extend_from_slice(&chunk);
+        }
+        hasher.check(&file.url, wanted)?;
+        Ok(content)
     }
 
     /// What is known of the file at `url`, which must be one.
@@ -154,7 +209,7 @@ impl Engine {
     async fn pump(
         &self,
         mut reader: Reader,
-        file: &Arc<File>,
+        file: &Arc<Shared>,
         at: u64,
         hasher: Hasher,
         to: &LocalPath,
@@ -189,7 +244,7 @@ impl Engine {
         &self,
         file: &Arc<RemoteFile>,
         size: u64,
-        into: &Arc<File>,
+        into: &Arc<Shared>,
         to: &LocalPath,
         progress: &Progress,
     ) -> Result<()> {
@@ -228,7 +283,7 @@ impl Engine {
         let mut hasher = Hasher::like(wanted);
         while let Some(chunk) = stream.try_next().await? {
             hasher = blocking(move || {
-                crate::storage::file::Sink::update(&mut hasher, &chunk);
+                hasher.update(&chunk);
                 Ok(hasher)
             })
             .await
@@ -236,44 +291,22 @@ impl Engine {
         }
         hasher.check(&file.url, wanted)
     }
-
-    /// Compares the size once more, with what the file system says, and gives the file its name.
-    async fn place(&self, target: Target, to: &LocalPath, size: u64) -> io::Result<()> {
-        let to = to.path.clone();
-        blocking(move || {
-            let found = target.file().metadata()?.len();
-            if found != size {
-                return Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    format!("it has {found} bytes, but {size} were written"),
-                ));
-            }
-            match target {
-                Target::Temp(temp) => temp.keep(&to),
-                Target::InPlace(_) => Ok(()),
-            }
-        })
-        .await
-    }
 }
 
 /// Opens what the file is written to; parents are made.
 async fn open_target(to: &LocalPath, in_place: bool) -> io::Result<Target> {
-    let LocalPath { root, path } = to.clone();
+    let to = to.clone();
+    blocking(move || Target::open(&to, in_place)).await
+}
+
+/// Writes a file whose whole content is in memory: all at once, because going to another thread
+/// and back takes longer than any step of it.
+async fn write_small(to: &LocalPath, in_place: bool, content: Vec<u8>) -> io::Result<()> {
+    let to = to.clone();
     blocking(move || {
-        make_parents(&root, &path)?;
-        if root
-            .symlink_metadata(&path)
-            .is_ok_and(|found| found.is_dir())
-        {
-            let message = "there is a directory of that name";
-            return Err(io::Error::new(io::ErrorKind::IsADirectory, message));
-        }
-        Ok(if in_place {
-            Target::InPlace(Arc::new(root.create_file(&path, FETCHED_MODE)?))
-        } else {
-            Target::Temp(root.create_temp(&path, FETCHED_MODE)?)
-        })
+        let target = Target::open(&to, in_place)?;
+        target.file().write_all_at(&content, 0)?;
+        target.check_and_keep(content.len() as u64)
     })
     .await
 }
@@ -286,13 +319,4 @@ fn make_parents(root: &Root, path: &RelPath) -> io::Result<()> {
             "is the root directory",
         )),
     }
-}
-
-/// Runs what waits for a disk where it keeps nobody else waiting.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(io::Error::other)?
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Files moved at the same time. Default 8.
+    /// Files moved at the same time. Default 16.
     pub parallel_files: usize,
     /// Ranges or parts of one large file moved at the same time, where the storage can. Default 4.
     pub parallel_ranges: usize,
@@ -43,7 +43,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            parallel_files: 8,
+            parallel_files: 16,
             parallel_ranges: 4,
             range_mib: 32,
             buffer_mib: 64,

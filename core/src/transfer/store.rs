@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, TryStreamExt as _};
 
-use super::fetch::blocking;
 use super::progress::Progress;
 use super::read::{RemoteFile, Resuming};
 use super::retry::{Retry, in_time, stalled, with_retries};
 use super::verify::Hasher;
 use super::{Engine, Moved};
 use crate::rooted::{RelPath, Root, Symlinks, temp_name};
-use crate::storage::file::Sink as _;
+use crate::storage::file::{Sink as _, blocking};
 use crate::storage::{
     ByteRange, Entry, EntryKind, Error, ErrorKind, LocalPath, Result, Source, Storage, StorageUrl,
     Upload, Written,
@@ -286,6 +285,11 @@ impl Engine {
         let source = Source::storage(Arc::new(resuming), from.clone(), size, version);
         self.store(&source.with_mode(mode), Some(from), &target, to)
             .await
+    }
+
+    pub(super) async fn store_from(&self, from: &LocalPath, url: &StorageUrl) -> Result<Moved> {
+        let storage = self.registry.route(url)?;
+        self.store_local(from, &from.url(), &storage, url).await
     }
 
     /// `named` is the address of the local file in messages.

@@ -22,6 +22,9 @@ impl Dav {
             return Err(Error::new(ErrorKind::Invalid, &url, message));
         };
         self.have_directory(&parent).await?;
+        if self.atomic_put {
+            return self.store(&url, &url, &parent, source).await;
+        }
         let temporary = Temporary {
             url: Some(url.sibling(&temp_name())),
             dav: self.clone(),
