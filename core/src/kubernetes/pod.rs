@@ -15,6 +15,8 @@
 mod parameters;
 mod patch;
 mod resources;
+#[cfg(test)]
+mod tests;
 mod volumes;
 
 use std::collections::BTreeMap;
@@ -28,8 +30,10 @@ use k8s_openapi::api::core::v1::{
 use kube::api::ObjectMeta;
 
 use self::parameters::Asked;
+pub(super) use self::parameters::NAMES as PARAMETERS;
 pub use self::parameters::checks;
 pub use self::patch::check as check_patches;
+pub(super) use self::volumes::BINARY;
 use self::volumes::Volumes;
 use super::cluster::{ATTEMPT, TASK};
 use super::{Install, Settings};
@@ -45,6 +49,8 @@ pub const PLAN_PARTS: &str = "tesk.elixir-cloud.org/plan-parts";
 
 /// The name of the first container.
 pub const INPUTS: &str = "inputs";
+/// The name of the container before all others, if the filer is installed by one.
+pub const PREPARE: &str = "prepare";
 /// The name of the last container, whose end is the end of the attempt.
 pub const OUTPUTS: &str = "outputs";
 
@@ -121,6 +127,16 @@ pub fn manifests(
         ));
     }
     let settings = &surroundings.settings;
+    if !settings.zone_label.is_empty() {
+        // Else the server refuses the pod in words that nobody understands.
+        for zone in &plan.resources.zones {
+            if !is_label_value(zone) {
+                return Err(format!(
+                    "there is no zone {zone:?}: no label can have this value"
+                ));
+            }
+        }
+    }
     let asked = Asked::new(plan, settings)?;
     let volumes = Volumes::new(attempt, plan, surroundings, &asked)?;
     let builder = Builder {
@@ -143,6 +159,15 @@ pub fn manifests(
         plan: volumes.plan,
         pod,
     })
+}
+
+/// Whether a text can be the value of a label that selects something.
+pub(super) fn is_label_value(value: &str) -> bool {
+    let outer = |c: char| c.is_ascii_alphanumeric();
+    (1..=63).contains(&value.len())
+        && value.starts_with(outer)
+        && value.ends_with(outer)
+        && value.chars().all(|c| outer(c) || "-_.".contains(c))
 }
 
 /// The name of a pod.
@@ -204,7 +229,7 @@ impl Builder<'_> {
             .map(|name| LocalObjectReference { name: name.clone() })
             .collect();
         let init = matches!(settings.install, Install::Init).then(|| {
-            let mut container = self.filer("prepare", self.prepare());
+            let mut container = self.filer(PREPARE, self.prepare());
             container.volume_mounts = Some(self.volumes.filer());
             vec![container]
         });
@@ -252,7 +277,9 @@ impl Builder<'_> {
         const SLACK: Duration = Duration::from_secs(60);
         let limit = self.surroundings.time_limit.map(|limit| limit + SLACK);
         let limit = limit.into_iter().chain(self.asked.time_limit).min()?;
-        i64::try_from(limit.as_secs().max(1)).ok()
+        // The server takes no more.
+        let seconds = limit.as_secs().clamp(1, i32::MAX as u64);
+        Some(seconds as i64)
     }
 
     fn zones(&self) -> Option<Affinity> {
@@ -324,13 +351,17 @@ impl Builder<'_> {
 
     /// Containers that share the room for messages, beside the usual ones.
     fn extra_containers(&self) -> usize {
-        let patch = &self.surroundings.settings.patch.pod;
-        let spec = patch.get("spec").and_then(toml::Value::as_table);
-        let more = spec
-            .and_then(|spec| spec.get("containers"))
-            .and_then(toml::Value::as_array)
-            .map_or(0, Vec::len);
-        more + usize::from(self.surroundings.settings.install == Install::Init)
+        let settings = &self.surroundings.settings;
+        let patches = [&settings.patch.pod, &settings.patch.preemptible];
+        let specs = patches
+            .iter()
+            .filter_map(|patch| patch.get("spec")?.as_table());
+        let lists = specs.flat_map(|spec| [spec.get("containers"), spec.get("initContainers")]);
+        let more: usize = lists
+            .filter_map(|list| list?.as_array())
+            .map(Vec::len)
+            .sum();
+        more + usize::from(settings.install == Install::Init)
     }
 
     fn tail(&self) -> [String; 2] {
@@ -376,8 +407,6 @@ impl Builder<'_> {
             name: executor(number),
             image: Some(planned.image.clone()),
             command: Some(command),
-            // With a list that is not there the image's own arguments would follow.
-            args: Some(Vec::new()),
             resources: Some(resources::of_executor(
                 number,
                 self.asked,

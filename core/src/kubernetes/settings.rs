@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ByteSize, Span};
+use crate::plan::paths;
 
 /// The section `[kubernetes]`; `tesk.example.toml` describes each key.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -92,6 +93,13 @@ impl Settings {
     /// What the types do not say. An error names the key.
     pub fn check(&self) -> Result<(), String> {
         super::pod::check_patches(&self.patch)?;
+        if !super::pod::is_label_value(&self.instance) {
+            return Err(format!(
+                "kubernetes.instance: `{}` must be a label value: letters, digits and -_. , at \
+                 most 63",
+                self.instance
+            ));
+        }
         let parameters = &self.parameters;
         let own = parameters
             .resources
@@ -103,6 +111,17 @@ impl Settings {
                     "kubernetes.parameters: `{key}` must be in lower case; tasks may write it in any case"
                 ));
             }
+            if super::pod::PARAMETERS.contains(&key.as_str()) {
+                return Err(format!(
+                    "kubernetes.parameters: `{key}` has a meaning already; take another name"
+                ));
+            }
+        }
+        let mut resources = parameters.resources.keys();
+        if let Some(key) = resources.find(|key| parameters.node_selector.contains_key(*key)) {
+            return Err(format!(
+                "kubernetes.parameters: `{key}` cannot be both a resource and a label"
+            ));
         }
         for mount in &self.mounts {
             let sources = [&mount.claim, &mount.secret, &mount.config_map];
@@ -119,16 +138,36 @@ impl Settings {
                 ));
             }
         }
-        let reference = parameters.reference_data.values().map(|data| &data.path);
-        for path in self.mounts.iter().map(|mount| &mount.path).chain(reference) {
-            if !path.starts_with('/') || path.contains(':') || path.len() < 2 {
-                return Err(format!(
-                    "kubernetes: the mount path `{path}` must be absolute, without a colon"
-                ));
-            }
-        }
+        self.check_paths()?;
         if self.log_tail.0 < 10 << 10 {
             return Err("kubernetes.log_tail: must be at least 10KiB".into());
+        }
+        Ok(())
+    }
+
+    /// Whether all that may be mounted into one container has a place of its own there.
+    fn check_paths(&self) -> Result<(), String> {
+        let data = self.parameters.reference_data.values();
+        let data = data.map(|data| (&data.path, Audience::Executors));
+        let mounts = self
+            .mounts
+            .iter()
+            .map(|mount| (&mount.path, mount.audience));
+        let mut seen: Vec<(&String, Audience)> = Vec::new();
+        for (path, audience) in mounts.chain(data) {
+            if paths::normal(path).as_ref() != Ok(path) || path == "/" || path.contains(':') {
+                return Err(format!(
+                    "kubernetes: the mount path `{path}` must be absolute, without a colon, \
+                     `..` or a final slash"
+                ));
+            }
+            if let Some(msg) = paths::reserved(path) {
+                return Err(format!("kubernetes: the mount path `{path}` {msg}"));
+            }
+            if seen.contains(&(path, audience)) {
+                return Err(format!("kubernetes: two mounts have the path `{path}`"));
+            }
+            seen.push((path, audience));
         }
         Ok(())
     }

@@ -1,9 +1,10 @@
 //! What a task asks for, with the operator's defaults, and what its `backend_parameters` mean.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::super::settings::{Parameters, ReferenceData, Settings};
+use super::is_label_value;
 use crate::config::Span;
 use crate::plan::Plan;
 use crate::tes::ParameterCheck;
@@ -68,7 +69,11 @@ impl Asked {
             "image_pull_secret" => self.image_pull_secret = named(),
             "time_limit" => self.time_limit = value.parse().ok().map(|Span(limit)| limit),
             "reference_data" => {
-                let known = list(value).filter_map(|name| parameters.reference_data.get(name));
+                // Named twice it is mounted once.
+                let names: BTreeSet<&str> = list(value).collect();
+                let known = names
+                    .into_iter()
+                    .filter_map(|name| parameters.reference_data.get(name));
                 self.reference_data = known.cloned().collect();
             }
             _ => {
@@ -82,6 +87,17 @@ impl Asked {
         }
     }
 }
+
+/// Parameters whose names the operator cannot give away.
+pub(in super::super) const NAMES: [&str; 7] = [
+    "image_pull_secret",
+    "priority_class",
+    "queue",
+    "reference_data",
+    "runtime_class",
+    "storage_class",
+    "time_limit",
+];
 
 /// The parameters that are supported, each with the check of its value, for validation.
 pub fn checks(parameters: &Parameters) -> BTreeMap<String, ParameterCheck> {
@@ -113,9 +129,12 @@ pub fn checks(parameters: &Parameters) -> BTreeMap<String, ParameterCheck> {
         .collect()
 }
 
-fn check(parameters: &Parameters, key: &str, value: &str) -> Result<(), String> {
+pub(super) fn check(parameters: &Parameters, key: &str, value: &str) -> Result<(), String> {
+    let unsupported = || Err("is not supported by this server".into());
     let one_of = |allowed: &[String]| {
-        if allowed.iter().any(|name| name == value) {
+        if allowed.is_empty() {
+            unsupported()
+        } else if allowed.iter().any(|name| name == value) {
             Ok(())
         } else {
             Err(format!("must be {}", allowed.join(" or ")))
@@ -131,7 +150,7 @@ fn check(parameters: &Parameters, key: &str, value: &str) -> Result<(), String> 
             Ok(Span(limit)) if limit >= Duration::from_secs(1) => Ok(()),
             _ => Err("must be a length of time such as 90m, of a second at least".into()),
         },
-        "reference_data" => {
+        "reference_data" if !parameters.reference_data.is_empty() => {
             let known = &parameters.reference_data;
             match list(value).find(|name| !known.contains_key(*name)) {
                 None => Ok(()),
@@ -152,7 +171,7 @@ fn check(parameters: &Parameters, key: &str, value: &str) -> Result<(), String> 
                 Err("must be a label value: letters, digits and -_. , at most 63".into())
             }
         }
-        _ => Err("is not supported by this server".into()),
+        _ => unsupported(),
     }
 }
 
@@ -161,12 +180,4 @@ fn list(value: &str) -> impl Iterator<Item = &str> {
         .split(',')
         .map(str::trim)
         .filter(|name| !name.is_empty())
-}
-
-fn is_label_value(value: &str) -> bool {
-    let outer = |c: char| c.is_ascii_alphanumeric();
-    (1..=63).contains(&value.len())
-        && value.starts_with(outer)
-        && value.ends_with(outer)
-        && value.chars().all(|c| outer(c) || "-_.".contains(c))
 }

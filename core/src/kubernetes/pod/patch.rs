@@ -10,10 +10,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::super::settings::Patches;
-use super::{INPUTS, OUTPUTS};
+use super::{INPUTS, OUTPUTS, PREPARE};
 
 /// Lists whose entries are told apart by a key.
-const KEYS: [(&str, &str); 10] = [
+const KEYS: [(&str, &str); 12] = [
     ("containers", "name"),
     ("env", "name"),
     ("hostAliases", "ip"),
@@ -21,7 +21,9 @@ const KEYS: [(&str, &str); 10] = [
     ("initContainers", "name"),
     ("ownerReferences", "uid"),
     ("ports", "containerPort"),
+    ("resourceClaims", "name"),
     ("topologySpreadConstraints", "topologyKey"),
+    ("volumeDevices", "devicePath"),
     ("volumeMounts", "mountPath"),
     ("volumes", "name"),
 ];
@@ -107,7 +109,7 @@ pub(super) fn apply(pod: &mut Pod, preemptible: bool, patches: &Patches) -> Resu
                 .and_then(Value::as_str)
                 .unwrap_or_default();
             let patch = match name {
-                INPUTS | OUTPUTS | "prepare" => &filer,
+                INPUTS | OUTPUTS | PREPARE => &filer,
                 _ => &executor,
             };
             merge(container, patch, "");

@@ -34,10 +34,17 @@ fn least(surroundings: &Surroundings) -> Amounts {
     amounts([("cpu", cpu), ("memory", quantity(least.memory))])
 }
 
-fn whole(asked: &Asked) -> Amounts {
+/// All that the task asks for, and no less than the namespace allows.
+fn whole(asked: &Asked, surroundings: &Surroundings) -> Amounts {
+    let least = surroundings.features.least;
+    let cpu = if u64::from(asked.cpu_cores) * 1000 >= least.millicores {
+        quantity(asked.cpu_cores)
+    } else {
+        quantity(format!("{}m", least.millicores))
+    };
     amounts([
-        ("cpu", quantity(asked.cpu_cores)),
-        ("memory", quantity(asked.memory)),
+        ("cpu", cpu),
+        ("memory", quantity(asked.memory.max(least.memory))),
     ])
 }
 
@@ -48,7 +55,7 @@ pub(super) fn of_pod(asked: &Asked, surroundings: &Surroundings) -> Option<Resou
     }
     // No less than its containers together, which the server would refuse.
     let least = surroundings.features.least;
-    let containers = u64::try_from(asked.executors).unwrap_or(u64::MAX) + 2;
+    let containers = asked.executors as u64 + 2;
     let millicores = (u64::from(asked.cpu_cores) * 1000).max(least.millicores * containers);
     let memory = asked.memory.max(least.memory * containers);
     Some(ResourceRequirements {
@@ -75,9 +82,9 @@ pub(super) fn of_executor(
     asked: &Asked,
     surroundings: &Surroundings,
 ) -> ResourceRequirements {
-    let mut limits = whole(asked);
+    let mut limits = whole(asked, surroundings);
     let mut requests = if number == 0 && !surroundings.features.pod_resources {
-        whole(asked)
+        whole(asked, surroundings)
     } else {
         least(surroundings)
     };

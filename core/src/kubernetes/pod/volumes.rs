@@ -19,7 +19,8 @@ use crate::kubernetes::{Audience, ExtraMount, secret_name};
 use crate::plan::{Plan, packed, paths};
 use crate::scheduler::AttemptId;
 
-pub(super) const BINARY: &str = "/.tesk/bin/filer";
+/// The supervisor, as executors see it.
+pub(in super::super) const BINARY: &str = "/.tesk/bin/filer";
 pub(super) const EXECUTORS_PLAN: &str = "/.tesk/bin/plan.json";
 pub(super) const STOP_FILE: &str = "/.tesk/control/stop";
 /// Where the kubelet reads what a container says at its end.
