@@ -9,13 +9,16 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Deserialize;
 
-use super::pod::{INPUTS, OUTPUTS, STOP};
+use super::pod::{BINARY, INPUTS, OUTPUTS, PREPARE, STOP};
 use super::settings::Patience;
 use crate::config::Span;
 use crate::scheduler::compute::{Observed, Outcome, Phase, Report};
 use crate::staging::report::{self, Unreadable};
 use crate::tes::ExecutorLog;
 use crate::time::Timestamp;
+
+#[cfg(test)]
+mod tests;
 
 /// What was seen of a pod.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,6 +71,22 @@ pub fn look(pod: &Pod, log: Option<&str>, patience: &Patience, now: Timestamp) -
     }
 }
 
+/// Whether a pod was to go long ago, so that its node must be gone or out of reach.
+pub fn is_silent(pod: &Pod, patience: &Patience, now: Timestamp) -> bool {
+    let deleted = pod.metadata.deletion_timestamp.as_ref().map(time);
+    is_over(deleted, patience.node_lost, now)
+}
+
+/// Whether the container `outputs` ended so long ago that its log will never be had.
+pub fn is_stale(pod: &Pod, patience: &Patience, now: Timestamp) -> bool {
+    let statuses = pod.status.iter().flat_map(|s| &s.container_statuses);
+    let outputs = statuses.flatten().find(|status| status.name == OUTPUTS);
+    let ended = outputs
+        .and_then(terminated)
+        .and_then(|end| end.finished_at.as_ref());
+    is_over(ended.map(time), patience.node_lost, now)
+}
+
 /// Why a container waits, as far as waiting will not help.
 const NEVER: [&str; 3] = [
     "InvalidImageName",
@@ -76,6 +95,12 @@ const NEVER: [&str; 3] = [
 ];
 /// Why a container waits when all is well.
 const USUAL: [&str; 2] = ["ContainerCreating", "PodInitializing"];
+/// In the message of such a wait that may end all the same: the kubelet tries again.
+const PASSING: [&str; 2] = ["failed to sync", "failed to prepare subPath"];
+/// Why a pod is not yet to be put on a node: somebody else decides when it is.
+const GATED: &str = "SchedulingGated";
+/// Why a container ended that never began.
+const NOT_BEGUN: [&str; 2] = ["StartError", "ContainerCannotRun"];
 
 struct View<'a> {
     pod: &'a Pod,
@@ -86,8 +111,17 @@ struct View<'a> {
 
 impl View<'_> {
     fn container(&self, name: &str) -> Option<&ContainerStatus> {
-        let statuses = self.status.container_statuses.iter().flatten();
-        statuses.into_iter().find(|status| status.name == name)
+        self.containers().find(|status| status.name == name)
+    }
+
+    /// All containers, those that run before the others included.
+    fn containers(&self) -> impl Iterator<Item = &ContainerStatus> {
+        let first = self.status.init_container_statuses.iter().flatten();
+        first.chain(self.status.container_statuses.iter().flatten())
+    }
+
+    fn is_deleted(&self) -> bool {
+        self.pod.metadata.deletion_timestamp.is_some()
     }
 
     /// The executors, in order.
@@ -97,28 +131,54 @@ impl View<'_> {
 
     /// How it ended, if nothing of it runs any more or will run.
     fn over(&self, log: Option<&str>) -> Option<Result<Phase, Need>> {
+        let failed = matches!(self.status.phase.as_deref(), Some("Failed" | "Succeeded"));
         if let Some(end) = self.container(OUTPUTS).and_then(terminated) {
             let message = end.message.as_deref().unwrap_or_default();
-            return Some(match report::unpack(message, log) {
-                Ok(mut report) => {
-                    report.notes.extend(self.notes());
-                    Ok(Phase::Finished(Box::new(report)))
-                }
-                Err(Unreadable::InLog) => Err(Need::Log),
-                Err(_) if end.exit_code != 0 => Ok(self.lost()),
-                Err(error) => Ok(lost(error.to_string())),
-            });
+            return match report::unpack(message, log) {
+                Ok(report) => Some(Ok(self.reported(report))),
+                Err(Unreadable::InLog) => Some(Err(Need::Log)),
+                // Commands have a time of grace, too.
+                Err(_) if self.is_deleted() && self.is_busy() && !failed => self.silent(),
+                Err(_) if end.exit_code != 0 => Some(Ok(self.lost())),
+                Err(error) => Some(Ok(lost(error.to_string()))),
+            };
         }
-        if matches!(self.status.phase.as_deref(), Some("Failed" | "Succeeded")) {
+        if failed {
             return Some(Ok(self.lost()));
         }
-        let deleted = self.pod.metadata.deletion_timestamp.as_ref();
-        if let Some(deleted) = deleted
-            && self.is_over(Some(time(deleted)), self.patience.node_lost)
+        self.silent().or_else(|| self.stuck().map(Ok))
+    }
+
+    /// Over, with a report.
+    fn reported(&self, mut report: Report) -> Phase {
+        // Supervisors may have been told to end one after another, and have taken that for a
+        // failure of the command.
+        if report.outcome != Outcome::Complete
+            && let Some(disrupted) = self.disrupted()
+            && let Some(since) = &disrupted.last_transition_time
+            && time(since) <= report.ended
         {
-            return Some(Ok(lost("its node does not answer".to_owned())));
+            return self.lost();
         }
-        self.stuck().map(Ok)
+        report.notes.extend(self.notes());
+        Phase::Finished(Box::new(report))
+    }
+
+    /// Whether an executor runs.
+    fn is_busy(&self) -> bool {
+        self.executor_statuses()
+            .any(|status| status.state.as_ref().is_some_and(|s| s.running.is_some()))
+    }
+
+    /// It was told to go long ago, and does not.
+    fn silent(&self) -> Option<Result<Phase, Need>> {
+        is_silent(self.pod, self.patience, self.now)
+            .then(|| Ok(lost("its node does not answer".to_owned())))
+    }
+
+    fn disrupted(&self) -> Option<&PodCondition> {
+        self.condition("DisruptionTarget")
+            .filter(|condition| condition.status == "True")
     }
 
     /// Over, without a report.
@@ -134,31 +194,29 @@ impl View<'_> {
             }
             _ => {}
         }
-        let disrupted = self.condition("DisruptionTarget");
-        if let Some(disrupted) = disrupted.filter(|condition| condition.status == "True") {
+        if let Some(disrupted) = self.disrupted() {
             let reason = disrupted.reason.as_deref().unwrap_or("disrupted");
             let why = disrupted.message.as_deref().unwrap_or(message);
             return Phase::Lost {
-                reason: format!("{reason}: {why}"),
+                reason: sentence([reason, why]),
                 preempted: true,
             };
         }
         if let Some(reason) = &status.reason {
-            return lost(format!("{reason}: {message}"));
+            return lost(sentence([reason, message]));
         }
-        for name in [INPUTS, OUTPUTS] {
+        for name in [PREPARE, INPUTS, OUTPUTS] {
             let failed = self.container(name).and_then(terminated);
             let Some(end) = failed.filter(|end| end.exit_code != 0) else {
                 continue;
             };
-            let message = end.message.as_deref().unwrap_or_default().trim();
+            let ended = format!(
+                "the container {name} ended with exit code {}",
+                end.exit_code
+            );
             let reason = end.reason.as_deref().unwrap_or_default();
-            return lost(format!(
-                "the container {name} ended with exit code {}{}{reason}{}{message}",
-                end.exit_code,
-                if reason.is_empty() { "" } else { ": " },
-                if message.is_empty() { "" } else { ": " },
-            ));
+            let message = end.message.as_deref().unwrap_or_default();
+            return lost(sentence([&ended, reason, message]));
         }
         lost("its pod ended without a report".to_owned())
     }
@@ -167,32 +225,64 @@ impl View<'_> {
     fn stuck(&self) -> Option<Phase> {
         let scheduled = self.condition("PodScheduled");
         if scheduled.is_none_or(|condition| condition.status != "True") {
+            // A queue decides when a gate opens.
+            let condition = scheduled.filter(|c| c.reason.as_deref() != Some(GATED))?;
             let created = self.pod.metadata.creation_timestamp.as_ref().map(time);
-            let reason = self.unschedulable()?;
+            let reason = said(condition)?;
             return self
                 .is_over(created, self.patience.schedule)
                 .then(|| self.refused(format!("no node had room in time: {reason}")));
         }
+        for status in self.executor_statuses() {
+            // The kubelet has left out the hook, as it may after a restart of its own.
+            if let Some(end) = not_begun(status)
+                && let Some(message) = end.message.as_deref()
+                && message.contains(BINARY)
+                && message.contains("no such file")
+            {
+                let name = &status.name;
+                return Some(lost(format!(
+                    "{name} has no supervisor: what starts first in the pod did not put it there"
+                )));
+            }
+        }
         let since = scheduled.and_then(|condition| condition.last_transition_time.as_ref());
         let since = since.map(time);
-        for name in [INPUTS, OUTPUTS] {
+        for name in [PREPARE, INPUTS, OUTPUTS] {
             let container = self.container(name);
-            if container.is_some_and(|c| c.started == Some(true) || terminated(c).is_some()) {
+            let waiting = container.and_then(waiting);
+            let since = match name {
+                PREPARE if container.is_none() => continue,
+                // Its turn comes when the images of all executors are there.
+                OUTPUTS => since.max(self.executors_begun()?),
+                _ => since,
+            };
+            if container.is_some_and(has_begun) {
                 continue;
             }
-            let waiting = container.and_then(waiting);
             let patience = match waiting {
                 Some((reason, _)) if !USUAL.contains(&reason) => self.patience.image_pull,
                 _ => self.patience.start,
             };
             if self.is_over(since, patience) {
                 let (reason, message) = waiting.unwrap_or(("no status", ""));
-                return Some(lost(format!(
-                    "the container {name} does not start: {reason}: {message}"
-                )));
+                let what = format!("the container {name} does not start");
+                return Some(lost(sentence([&what, reason, message])));
             }
         }
         None
+    }
+
+    /// When the last executor began to run or to fail, if none of them is on its way any more.
+    fn executors_begun(&self) -> Option<Option<Timestamp>> {
+        let mut last = None;
+        for status in self.executor_statuses() {
+            if waiting(status).is_some_and(|(reason, _)| USUAL.contains(&reason)) {
+                return None;
+            }
+            last = last.max(begun(status));
+        }
+        Some(last)
     }
 
     /// How far it is.
@@ -206,8 +296,7 @@ impl View<'_> {
             .and_then(terminated)
             .is_some_and(|end| end.exit_code == 0);
         let first = self.executor_statuses().next();
-        let started = first.is_some_and(|c| c.started == Some(true) || terminated(c).is_some());
-        if in_place && started {
+        if in_place && first.is_some_and(has_begun) {
             Phase::Running
         } else {
             Phase::Initializing
@@ -215,34 +304,34 @@ impl View<'_> {
     }
 
     fn unschedulable(&self) -> Option<String> {
-        let condition = self.condition("PodScheduled")?;
-        let reason = condition.reason.as_deref()?;
-        let message = condition.message.as_deref().unwrap_or_default();
-        Some(format!("{reason}: {message}"))
+        said(self.condition("PodScheduled")?)
     }
 
     /// Why nothing more is to be waited for, once an executor can never start.
     fn stop(&self) -> Option<Need> {
         let annotations = self.pod.metadata.annotations.as_ref();
-        if annotations.is_some_and(|annotations| annotations.contains_key(STOP)) {
+        if self.is_deleted() || annotations.is_some_and(|all| all.contains_key(STOP)) {
             return None;
         }
+        // Containers start one after another: an image is asked for when the one before it runs.
+        let mut since = self.status.start_time.as_ref().map(time);
+        since = since.max(self.container(INPUTS).and_then(begun));
         for status in self.executor_statuses() {
             let name = &status.name;
-            if let Some(end) = terminated(status)
-                && let Some(reason @ ("StartError" | "ContainerCannotRun")) = end.reason.as_deref()
-            {
+            if let Some(end) = not_begun(status) {
+                let reason = end.reason.as_deref().unwrap_or_default();
                 let message = end.message.as_deref().unwrap_or_default();
-                return Some(Need::Stop(format!("{name}: {reason}: {message}")));
+                return Some(Need::Stop(sentence([name, reason, message])));
             }
+            since = since.max(begun(status));
             let Some((reason, message)) = waiting(status) else {
                 continue;
             };
-            let started = self.status.start_time.as_ref().map(time);
-            let never = NEVER.contains(&reason)
-                || (!USUAL.contains(&reason) && self.is_over(started, self.patience.image_pull));
+            let passes = PASSING.iter().any(|words| message.contains(words));
+            let never = NEVER.contains(&reason) && !passes
+                || (!USUAL.contains(&reason) && self.is_over(since, self.patience.image_pull));
             if never {
-                return Some(Need::Stop(format!("{name}: {reason}: {message}")));
+                return Some(Need::Stop(sentence([name, reason, message])));
             }
         }
         None
@@ -255,16 +344,22 @@ impl View<'_> {
 
     fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        for status in self.status.container_statuses.iter().flatten() {
+        for status in self.containers() {
             let name = &status.name;
             if let Some(end) = terminated(status) {
+                let message = end.message.as_deref().unwrap_or_default().trim();
                 if end.reason.as_deref() == Some("OOMKilled") {
                     notes.push(format!("{name}: out of memory (OOMKilled)"));
+                }
+                // Only a hook that fails says anything there.
+                if [PREPARE, INPUTS].contains(&name.as_str()) && !message.is_empty() {
+                    notes.push(format!("{name}: {message}"));
                 }
             } else if let Some((reason, message)) = waiting(status)
                 && !USUAL.contains(&reason)
             {
-                notes.push(format!("{name} waits: {reason}: {message}"));
+                let what = format!("{name} waits");
+                notes.push(sentence([&what, reason, message]));
             }
         }
         notes
@@ -277,10 +372,8 @@ impl View<'_> {
             .find(|condition| condition.type_ == name)
     }
 
-    /// Whether `patience` is at an end that began `since`. Without a beginning it is not, and
-    /// zero is for ever.
-    fn is_over(&self, since: Option<Timestamp>, Span(patience): Span) -> bool {
-        !patience.is_zero() && since.is_some_and(|since| since.after(patience) <= self.now)
+    fn is_over(&self, since: Option<Timestamp>, patience: Span) -> bool {
+        is_over(since, patience, self.now)
     }
 
     /// The end of a task that no other attempt can help.
@@ -295,6 +388,12 @@ impl View<'_> {
             ended: self.now,
         }))
     }
+}
+
+/// Whether `patience` is at an end that began `since`. Without a beginning it is not, and zero is
+/// for ever.
+fn is_over(since: Option<Timestamp>, Span(patience): Span, now: Timestamp) -> bool {
+    !patience.is_zero() && since.is_some_and(|since| since.after(patience) <= now)
 }
 
 fn lost(reason: String) -> Phase {
@@ -313,6 +412,44 @@ fn is_own_fault(message: &str) -> bool {
     ]
     .iter()
     .any(|words| message.contains(words))
+}
+
+/// Parts of a sentence, those that say something.
+fn sentence<const N: usize>(parts: [&str; N]) -> String {
+    let parts = parts.map(str::trim);
+    let said: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    said.join(": ")
+}
+
+fn said(condition: &PodCondition) -> Option<String> {
+    let reason = condition.reason.as_deref()?;
+    let message = condition.message.as_deref().unwrap_or_default();
+    Some(sentence([reason, message]))
+}
+
+/// The end of a container that never began.
+fn not_begun(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+    terminated(status).filter(|end| {
+        let reason = end.reason.as_deref();
+        reason.is_some_and(|reason| NOT_BEGUN.contains(&reason))
+    })
+}
+
+/// Whether it runs, its hook included, or has ended.
+fn has_begun(status: &ContainerStatus) -> bool {
+    status.started == Some(true) || terminated(status).is_some()
+}
+
+/// When a container began, or was found to be unable to.
+fn begun(status: &ContainerStatus) -> Option<Timestamp> {
+    let state = status.state.as_ref()?;
+    let running = state
+        .running
+        .as_ref()
+        .and_then(|run| run.started_at.as_ref());
+    let ended = state.terminated.as_ref();
+    let ended = ended.and_then(|end| end.started_at.as_ref().or(end.finished_at.as_ref()));
+    running.or(ended).map(time)
 }
 
 fn terminated(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
