@@ -13,12 +13,14 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use k8s_openapi::api::core::v1::{ConfigMap, LimitRange, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
+use kube::api::{
+    DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions,
+};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
-use self::watch::{Pods, attempt_of, without_plan};
+use self::watch::{Pods, attempt_of, attempt_of_pod, essence};
 use super::cluster::{ATTEMPT, ApiError, Cluster, Part, TASK};
 use super::pod::{self, Features, Least, Manifests, OUTPUTS, PLAN_PARTS, STOP, Surroundings};
 use super::settings::Settings;
@@ -111,14 +113,23 @@ impl KubernetesCompute {
         if let Some(pod) = self.pods.get(attempt) {
             return Ok(Some(pod));
         }
-        let api = self.cluster.api::<Pod>();
-        let pod = self
-            .cluster
-            .answer(api.get_opt(&pod::name(attempt)))
-            .await?;
+        let pod = self.ask(attempt).await?;
         Ok(pod
-            .filter(|pod| attempt_of(&pod.metadata).as_ref() == Some(attempt))
-            .map(|pod| Arc::new(without_plan(pod))))
+            .filter(|pod| self.is_ours(attempt, pod))
+            .map(|pod| Arc::new(essence(pod))))
+    }
+
+    /// The pod of this name, whoever's it is.
+    async fn ask(&self, attempt: &AttemptId) -> Result<Option<Pod>, ApiError> {
+        let api = self.cluster.api::<Pod>();
+        self.cluster.answer(api.get_opt(&pod::name(attempt))).await
+    }
+
+    fn is_ours(&self, attempt: &AttemptId, pod: &Pod) -> bool {
+        let mut labels = self.surroundings.labels.iter();
+        let there = pod.metadata.labels.as_ref();
+        labels.all(|(key, value)| there.is_some_and(|there| there.get(key) == Some(value)))
+            && attempt_of_pod(&pod.metadata).as_ref() == Some(attempt)
     }
 
     /// The end of the log of the container `outputs`.
@@ -142,19 +153,23 @@ impl KubernetesCompute {
         let patch = Patch::Merge(&patch);
         let params = PatchParams::default();
         match self.cluster.answer(api.patch(&name, &params, &patch)).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.pods.annotate(attempt, STOP, reason);
+                Ok(())
+            }
             Err(error) if error.is_not_found() => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    async fn create(&self, attempt: &AttemptId, manifests: Manifests) -> Result<(), ApiError> {
+    async fn create(&self, attempt: &AttemptId, manifests: Manifests) -> Result<(), Refusal> {
+        let refused = |error| refusal(attempt, error);
         let params = PostParams::default();
         let parts = self.cluster.api::<ConfigMap>();
         for part in &manifests.plan {
             match self.cluster.answer(parts.create(&params, part)).await {
                 Err(error) if error.is_there() => {}
-                other => drop(other?),
+                other => drop(other.map_err(refused)?),
             }
         }
         let pods = self.cluster.api::<Pod>();
@@ -163,17 +178,35 @@ impl KubernetesCompute {
             .answer(pods.create(&params, &manifests.pod))
             .await;
         match created {
-            Ok(pod) => self.pods.insert(attempt, without_plan(pod)),
+            Ok(pod) => self.pods.insert(attempt, essence(pod)),
             // By this engine before a crash, or by a request whose answer was lost.
-            Err(error) if error.is_there() => {}
-            Err(error) => return Err(error),
+            Err(error) if error.is_there() => {
+                if let Some(pod) = self.ask(attempt).await.map_err(refused)?
+                    && !self.is_ours(attempt, &pod)
+                {
+                    return Err(Refusal::Never(format!(
+                        "the cluster has a pod {} that is not of this engine",
+                        pod::name(attempt)
+                    )));
+                }
+            }
+            Err(error) => return Err(refused(error)),
         }
         Ok(())
     }
 
-    async fn delete(&self, attempt: &AttemptId, grace: Option<u32>) -> Result<(), ApiError> {
+    async fn delete(
+        &self,
+        attempt: &AttemptId,
+        pod: &Pod,
+        grace: Option<u32>,
+    ) -> Result<(), ApiError> {
         let params = DeleteParams {
             grace_period_seconds: grace,
+            preconditions: Some(Preconditions {
+                uid: pod.metadata.uid.clone(),
+                resource_version: None,
+            }),
             ..DeleteParams::default()
         };
         let api = self.cluster.api::<Pod>();
@@ -221,21 +254,7 @@ impl Compute for KubernetesCompute {
                 metadata.owner_references = Some(vec![owner.clone()]);
             }
         }
-        let error = match self.create(attempt, manifests).await {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
-        };
-        if error.is_quota() || error.code == 429 || error.is_conflict() {
-            return Err(Refusal::Busy(error.message));
-        }
-        // What the engine itself may not do is not the task's fault.
-        if error.is_temporary() || error.is_forbidden_to_us() {
-            return Err(Refusal::Unknown(failed(attempt, "start", &error)));
-        }
-        Err(Refusal::Never(format!(
-            "the cluster refuses its pod: {}",
-            error.message
-        )))
+        self.create(attempt, manifests).await
     }
 
     async fn observe(&self, attempt: &AttemptId) -> Result<Observed, ComputeError> {
@@ -253,15 +272,24 @@ impl Compute for KubernetesCompute {
                 Ok(observed)
             }
             Some(Need::Log) => {
-                let log = self.report_log(attempt).await.map_err(error)?;
-                let Look { mut observed, need } = look(Some(&log));
-                if need.is_some() {
-                    observed.phase = Phase::Lost {
-                        reason: "its report is not in its log".into(),
-                        preempted: false,
-                    };
-                }
-                Ok(observed)
+                let log = match self.report_log(attempt).await {
+                    Ok(log) => log,
+                    // The node has thrown it away, or will never answer.
+                    Err(reason)
+                        if !reason.is_temporary()
+                            || status::is_stale(&pod, patience, Timestamp::now()) =>
+                    {
+                        return Ok(Observed {
+                            phase: Phase::Lost {
+                                reason: format!("its report is in a log that is lost: {reason}"),
+                                preempted: false,
+                            },
+                            ..observed
+                        });
+                    }
+                    Err(reason) => return Err(error(reason)),
+                };
+                Ok(look(Some(&log)).observed)
             }
         }
     }
@@ -281,17 +309,20 @@ impl Compute for KubernetesCompute {
         let grace = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX);
         // The supervisors need a moment of their own after it.
         let grace = grace.saturating_add(pod::AFTER_GRACE as u32);
-        self.delete(attempt, Some(grace)).await.map_err(error)
+        self.delete(attempt, &pod, Some(grace)).await.map_err(error)
     }
 
     async fn remove(&self, attempt: &AttemptId) -> Result<(), ComputeError> {
         let error = |error: ApiError| failed(attempt, "remove", &error);
         let pod = self.pod(attempt).await.map_err(error)?;
         if let Some(pod) = &pod {
-            // One that is to go and does not: its node is silent.
-            let silent = pod.metadata.deletion_timestamp.is_some();
-            let grace = silent.then_some(0);
-            self.delete(attempt, grace).await.map_err(error)?;
+            let patience = &self.surroundings.settings.patience;
+            // What is about to go needs no help, unless its node is silent.
+            let silent = status::is_silent(pod, patience, Timestamp::now());
+            if silent || pod.metadata.deletion_timestamp.is_none() {
+                let grace = silent.then_some(0);
+                self.delete(attempt, pod, grace).await.map_err(error)?;
+            }
         }
         let annotations = pod
             .as_ref()
@@ -305,7 +336,11 @@ impl Compute for KubernetesCompute {
 
     async fn attempts(&self) -> Result<Vec<AttemptId>, ComputeError> {
         let error = |error: ApiError| ComputeError(format!("cannot list attempts: {error}"));
-        let mut attempts = self.pods.all().await;
+        let Some(mut attempts) = self.pods.all().await else {
+            return Err(ComputeError(
+                "cannot list attempts: the watch of pods does not begin".into(),
+            ));
+        };
         let params = ListParams::default().labels(&self.cluster.selector(Part::Plan));
         let api = self.cluster.api::<ConfigMap>();
         let plans = self
@@ -318,6 +353,19 @@ impl Compute for KubernetesCompute {
         attempts.dedup();
         Ok(attempts)
     }
+}
+
+/// What it means for an attempt that the server does not make its pod.
+fn refusal(attempt: &AttemptId, error: ApiError) -> Refusal {
+    if error.is_quota() || error.code == 429 || error.is_conflict() {
+        return Refusal::Busy(error.message);
+    }
+    // What the engine itself may not do, or a namespace that is not there, is not the task's
+    // fault.
+    if error.is_temporary() || error.is_forbidden_to_us() || error.is_not_found() {
+        return Refusal::Unknown(failed(attempt, "start", &error));
+    }
+    Refusal::Never(format!("the cluster refuses its pod: {}", error.message))
 }
 
 fn failed(attempt: &AttemptId, what: &str, error: &ApiError) -> ComputeError {

@@ -2,17 +2,21 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use kube::api::ObjectMeta;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 
 use crate::kubernetes::cluster::{ATTEMPT, Cluster, Part, TASK};
-use crate::kubernetes::pod::PLAN;
+use crate::kubernetes::pod::{self, PLAN_PARTS, STOP};
 use crate::scheduler::compute::AttemptId;
 use crate::scheduler::hints::Hints;
+
+/// How long it may take until all pods are known, at the start.
+const COMPLETE: Duration = Duration::from_secs(60);
 
 /// The status of every pod.
 #[derive(Debug, Default)]
@@ -30,6 +34,15 @@ impl Pods {
         known.get(attempt).cloned()
     }
 
+    /// Notes that a pod was given an annotation, until the watch tells of it.
+    pub(super) fn annotate(&self, attempt: &AttemptId, key: &str, value: &str) {
+        if let Some(pod) = self.write().get_mut(attempt) {
+            let annotations = &mut Arc::make_mut(pod).metadata.annotations;
+            let annotations = annotations.get_or_insert_default();
+            annotations.insert(key.to_owned(), value.to_owned());
+        }
+    }
+
     /// A pod that this engine has made itself; the watch may have told of it already.
     pub(super) fn insert(&self, attempt: &AttemptId, pod: Pod) {
         let mut known = self.write();
@@ -42,16 +55,14 @@ impl Pods {
         self.write().remove(attempt);
     }
 
-    /// All of them; waits until all are known.
-    pub(super) async fn all(&self) -> Vec<AttemptId> {
+    /// All of them; waits until all are known, but not for ever. `None` if they are not.
+    pub(super) async fn all(&self) -> Option<Vec<AttemptId>> {
+        let mut complete = self.complete.subscribe();
+        let complete = complete.wait_for(|complete| *complete);
         // It fails only if the sender is gone, which is ours.
-        let _ = self
-            .complete
-            .subscribe()
-            .wait_for(|complete| *complete)
-            .await;
+        let _ = tokio::time::timeout(COMPLETE, complete).await.ok()?;
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.keys().cloned().collect()
+        Some(known.keys().cloned().collect())
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<AttemptId, Arc<Pod>>> {
@@ -62,8 +73,8 @@ impl Pods {
         match event {
             Event::Init => listed.clear(),
             Event::InitApply(pod) => {
-                if let Some(attempt) = attempt_of(&pod.metadata) {
-                    listed.insert(attempt, Arc::new(without_plan(pod)));
+                if let Some(attempt) = attempt_of_pod(&pod.metadata) {
+                    listed.insert(attempt, Arc::new(essence(pod)));
                 }
             }
             Event::InitDone => {
@@ -79,14 +90,14 @@ impl Pods {
                 }
             }
             Event::Apply(pod) => {
-                if let Some(attempt) = attempt_of(&pod.metadata) {
-                    let pod = Arc::new(without_plan(pod));
+                if let Some(attempt) = attempt_of_pod(&pod.metadata) {
+                    let pod = Arc::new(essence(pod));
                     self.write().insert(attempt.clone(), pod);
                     self.hints.send(&attempt);
                 }
             }
             Event::Delete(pod) => {
-                if let Some(attempt) = attempt_of(&pod.metadata) {
+                if let Some(attempt) = attempt_of_pod(&pod.metadata) {
                     self.remove(&attempt);
                     self.hints.send(&attempt);
                 }
@@ -119,12 +130,49 @@ pub(super) fn attempt_of(metadata: &ObjectMeta) -> Option<AttemptId> {
     Some(AttemptId { task, number })
 }
 
+/// The same of a pod, which has the attempt's name as well: somebody may have made a copy of one
+/// under another name.
+pub(super) fn attempt_of_pod(metadata: &ObjectMeta) -> Option<AttemptId> {
+    let attempt = attempt_of(metadata)?;
+    (metadata.name.as_deref() == Some(&pod::name(&attempt))).then_some(attempt)
+}
+
 /// What is worth being remembered of a pod: thousands of them are.
-pub(super) fn without_plan(mut pod: Pod) -> Pod {
-    pod.spec = None;
-    pod.metadata.managed_fields = None;
-    if let Some(annotations) = &mut pod.metadata.annotations {
-        annotations.remove(PLAN);
+pub(super) fn essence(pod: Pod) -> Pod {
+    let metadata = pod.metadata;
+    let annotations = metadata.annotations.map(|mut annotations| {
+        annotations.retain(|key, _| [STOP, PLAN_PARTS].contains(&key.as_str()));
+        annotations
+    });
+    let container = |status: ContainerStatus| ContainerStatus {
+        name: status.name,
+        started: status.started,
+        state: status.state,
+        ..ContainerStatus::default()
+    };
+    let containers = |statuses: Option<Vec<ContainerStatus>>| {
+        let statuses = statuses?.into_iter().map(container);
+        Some(statuses.collect::<Vec<_>>())
+    };
+    let status = pod.status.map(|status| PodStatus {
+        conditions: status.conditions,
+        container_statuses: containers(status.container_statuses),
+        init_container_statuses: containers(status.init_container_statuses),
+        message: status.message,
+        phase: status.phase,
+        reason: status.reason,
+        start_time: status.start_time,
+        ..PodStatus::default()
+    });
+    Pod {
+        metadata: ObjectMeta {
+            annotations,
+            creation_timestamp: metadata.creation_timestamp,
+            deletion_timestamp: metadata.deletion_timestamp,
+            uid: metadata.uid,
+            ..ObjectMeta::default()
+        },
+        spec: None,
+        status,
     }
-    pod
 }
