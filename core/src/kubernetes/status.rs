@@ -99,6 +99,8 @@ const USUAL: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 const PASSING: [&str; 2] = ["failed to sync", "failed to prepare subPath"];
 /// Why a pod is not yet to be put on a node: somebody else decides when it is.
 const GATED: &str = "SchedulingGated";
+/// The exit code of a filer that was told to end.
+const TERMINATED: i32 = 143;
 /// Why a container ended that never began.
 const NOT_BEGUN: [&str; 2] = ["StartError", "ContainerCannotRun"];
 
@@ -246,6 +248,9 @@ impl View<'_> {
                 )));
             }
         }
+        if let Some(reason) = self.unprepared() {
+            return Some(lost(reason));
+        }
         let since = scheduled.and_then(|condition| condition.last_transition_time.as_ref());
         let since = since.map(time);
         for name in [PREPARE, INPUTS, OUTPUTS] {
@@ -271,6 +276,30 @@ impl View<'_> {
             }
         }
         None
+    }
+
+    /// How the inputs ended in a way that no step after them will ever see.
+    fn unprepared(&self) -> Option<String> {
+        let end = self.container(INPUTS).and_then(terminated)?;
+        let told_to_end =
+            self.is_deleted() || self.disrupted().is_some() || self.status.reason.is_some();
+        if end.exit_code == 0 || told_to_end {
+            return None;
+        }
+        let ended = format!(
+            "the container {INPUTS} ended with exit code {}",
+            end.exit_code
+        );
+        let message = end.message.as_deref().unwrap_or_default().trim();
+        // The kubelet ends a container whose hook has failed.
+        if end.exit_code == TERMINATED || !message.is_empty() {
+            return Some(sentence([&ended, "its hook failed", message]));
+        }
+        let outputs = self.container(OUTPUTS).and_then(begun)?;
+        let since = end.finished_at.as_ref().map(time).max(Some(outputs));
+        let reason = end.reason.as_deref().unwrap_or_default();
+        self.is_over(since, self.patience.start)
+            .then(|| sentence([&ended, reason]))
     }
 
     /// When the last executor began to run or to fail, if none of them is on its way any more.

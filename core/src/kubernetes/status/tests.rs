@@ -675,25 +675,44 @@ fn an_init_container_that_fails_says_why() {
     );
 }
 
+fn inputs_ended(end: Value, more: Value) -> Pod {
+    let containers = [(INPUTS, end), ("executor-0", runs(90)), (OUTPUTS, runs(90))];
+    pod(&containers, more)
+}
+
 #[test]
-fn a_hook_that_fails_is_noted_with_its_reason() {
-    let report = report(Outcome::Retry);
-    let pod = pod(
-        &[
-            (
-                INPUTS,
-                over(137, "Error", "cannot install in /.tesk/bin: no space left"),
-            ),
-            (OUTPUTS, over(0, "Completed", &message(&report))),
-        ],
-        nothing(),
-    );
-    let seen = finished(&pod);
-    assert_eq!(seen.outcome, Outcome::Retry);
+fn a_hook_that_fails_is_a_lost_attempt_with_its_reason() {
+    let said = over(137, "Error", "cannot install in /.tesk/bin: no space left");
+    let pod = inputs_ended(said, nothing());
     assert_eq!(
-        seen.notes[1],
-        "inputs: cannot install in /.tesk/bin: no space left"
+        lost_by(&pod).0,
+        "the container inputs ended with exit code 137: its hook failed: \
+         cannot install in /.tesk/bin: no space left"
     );
+    let notes = look_at(&pod).observed.notes;
+    assert_eq!(
+        notes,
+        ["inputs: cannot install in /.tesk/bin: no space left"]
+    );
+    let silent = inputs_ended(over(143, "Error", ""), nothing());
+    assert_eq!(
+        lost_by(&silent).0,
+        "the container inputs ended with exit code 143: its hook failed"
+    );
+    // A pod that is to go has no hook that failed.
+    let deleted = json!({"metadata": {"deletionTimestamp": ago(-9)}});
+    let going = inputs_ended(over(143, "Error", ""), deleted);
+    assert_eq!(phase(&going), Phase::Initializing);
+}
+
+#[test]
+fn inputs_that_fail_leave_the_report_to_outputs_which_have_a_time_for_it() {
+    let failed = inputs_ended(over(1, "Error", ""), nothing());
+    assert_eq!(phase(&failed), Phase::Initializing);
+    let late = now().after(Duration::from_secs(850));
+    let look = look(&failed, None, &patience(), late);
+    let expected = "the container inputs ended with exit code 1: Error";
+    assert_eq!(look.observed.phase, lost(expected.into()));
 }
 
 #[test]
