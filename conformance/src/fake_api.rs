@@ -6,7 +6,8 @@
 //! that grow, compare-and-set, preconditions of deletes, finalizers and graceful deletion of
 //! pods, selectors by equality, pages, watches with bookmarks and compaction, metadata-only
 //! answers, dry runs, immutable `ConfigMaps` and the limits on sizes. Nothing runs pods: a test
-//! plays the kubelet with [`FakeApi::edit`] and [`FakeApi::remove`].
+//! plays the kubelet with [`FakeApi::edit`] and [`FakeApi::remove`]. The log of a pod is what it
+//! has put into the pod's field `log`.
 //!
 //! Faults come from one hook that sees each call before it is answered: see
 //! [`FakeApi::intercept`].

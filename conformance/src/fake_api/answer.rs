@@ -159,7 +159,10 @@ impl FakeApi {
             .headers
             .get("content-type")
             .and_then(|v| v.to_str().ok());
-        let answer = if watch {
+        let log = verb == "get" && place.subresource.as_deref() == Some("log");
+        let answer = if log {
+            self.log(&place)
+        } else if watch {
             watch::stream(self, &place, parameters, metadata)
         } else if body.len() > MAX_REQUEST {
             let message = format!("Request entity too large: limit is {MAX_REQUEST}");
@@ -174,6 +177,20 @@ impl FakeApi {
         match fault {
             Some(Fault::LoseAnswer) => Err("the connection was reset".into()),
             _ => Ok(answer),
+        }
+    }
+
+    fn log(&self, place: &Place) -> Response<Body> {
+        let name = place.name.as_deref().unwrap_or_default();
+        let Some(pod) = self.state().get(&place.collection, name) else {
+            return refusal(&place.not_found(name));
+        };
+        match pod["log"].as_str() {
+            Some(log) => {
+                let body = Full::new(Bytes::from(log.to_owned()));
+                answer_of(200, body.map_err(|never| match never {}).boxed_unsync())
+            }
+            None => refusal(&(400, "BadRequest", "the container has no log".to_owned())),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The parts of the Kubernetes engine, against a stand-in for the API server; and what only a real
 //! one can judge, where `$TESK_CLUSTER` says that `$KUBECONFIG` leads to a cluster for tests.
 
+mod compute;
 mod manifests;
 mod server;
 mod store;
@@ -12,6 +13,7 @@ use tesk_core::kubernetes::{Cluster, Settings};
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = server::trials();
     trials.extend(store::trials());
+    trials.extend(compute::trials());
     trials.extend(manifests::trials());
     trials
 }

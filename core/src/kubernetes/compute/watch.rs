@@ -176,3 +176,36 @@ pub(super) fn essence(pod: Pod) -> Pod {
         status,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::kubernetes::pod::PLAN;
+
+    #[test]
+    fn little_is_remembered_of_a_pod() {
+        let noise = "x".repeat(100_000);
+        let state: Value = json!({"waiting": {"reason": "ContainerCreating"}});
+        let pod = serde_json::from_value(json!({
+            "metadata": {
+                "name": "t1-1", "uid": "u", "labels": {TASK: "t1", ATTEMPT: "1", "more": noise},
+                "annotations": {PLAN: noise, STOP: "reason", "more": noise},
+                "managedFields": [{"manager": noise, "fieldsV1": {}}],
+            },
+            "spec": {"containers": [{"name": "c", "image": noise}]},
+            "status": {"phase": "Pending", "containerStatuses": [{
+                "name": "executor-0", "image": noise, "imageID": noise, "ready": false,
+                "restartCount": 0, "state": state, "lastState": {"waiting": {"message": noise}},
+                "volumeMounts": [{"name": noise, "mountPath": noise}],
+            }]},
+        }));
+        let kept = essence(pod.unwrap());
+        let json = serde_json::to_value(&kept).unwrap();
+        assert_eq!(json["metadata"]["uid"], "u");
+        assert_eq!(json["metadata"]["annotations"], json!({STOP: "reason"}));
+        assert_eq!(json["status"]["containerStatuses"][0]["state"], state);
+        assert!(json.to_string().len() < 500, "{json}");
+    }
+}

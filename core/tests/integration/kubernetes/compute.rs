@@ -1,0 +1,644 @@
+//! Attempts as pods of a stand-in, where each call can go wrong.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use libtest_mimic::{Failed, Trial};
+use serde_json::{Value, json};
+use tesk_conformance::fake_api::{FakeApi, Fault};
+use tesk_core::kubernetes::compute::Options;
+use tesk_core::kubernetes::pod::{PLAN, STOP};
+use tesk_core::kubernetes::{Cluster, KubernetesCompute, Settings};
+use tesk_core::plan::Plan;
+use tesk_core::scheduler::compute::{AttemptId, Compute, Outcome, Phase, Refusal, Report};
+use tesk_core::staging::report;
+use tesk_core::tes::{Task, UrlSecrets};
+use tesk_core::time::Timestamp;
+
+use super::cluster;
+use crate::trials;
+
+pub(super) fn trials() -> Vec<Trial> {
+    let mut trials = trials![
+        "pods":
+        an_attempt_is_one_pod_however_often_it_is_submitted,
+        an_answer_that_was_lost_is_no_second_pod,
+        a_refusal_says_whether_to_try_again,
+        a_pod_of_somebody_else_is_not_taken_for_an_attempt,
+        a_large_plan_goes_with_its_pod,
+        a_plan_without_its_pod_is_found,
+        a_task_costs_one_create_and_no_polling,
+        a_pod_is_seen_before_the_watch_has_told_of_it,
+        changes_are_hinted_at_also_after_a_gap,
+        a_pod_that_vanished_in_a_gap_is_absent,
+        a_pod_that_can_never_go_on_is_told_to_stop_once,
+        a_report_is_read_from_the_log_when_the_message_says_so,
+        an_attempt_is_canceled_once,
+        a_pod_that_is_going_is_not_forced_unless_its_node_is_silent,
+        pods_have_an_owner_where_there_is_one,
+        attempts_are_all_there_are_once_they_are_known,
+    ];
+    trials.push(Trial::test(
+        "pods::a_server_that_hangs_is_not_waited_for_for_ever",
+        || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .start_paused(true)
+                .build()?;
+            let done = runtime.block_on(a_server_that_hangs_is_not_waited_for_for_ever());
+            done.map_err(|error| Failed::from(format!("{error:?}")))
+        },
+    ));
+    trials
+}
+
+fn attempt(number: u32) -> AttemptId {
+    AttemptId {
+        task: "t1".parse().expect("a task id"),
+        number,
+    }
+}
+
+fn plan(content: &str) -> Result<Plan> {
+    let task: Task = serde_json::from_value(json!({
+        "executors": [{"image": "i:1", "command": ["true"]}],
+        "inputs": [{"path": "/data/in", "type": "FILE", "content": content}],
+    }))?;
+    Ok(Plan::new("t1", &task, &UrlSecrets::default())?)
+}
+
+/// A plan that does not fit into an annotation, in `parts` parts.
+fn large_plan(parts: usize) -> Result<Plan> {
+    let mut random = 1_u64;
+    let mut noise = || {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        char::from(b' ' + (random >> 33) as u8 % 64)
+    };
+    let content: String = (0..900_000 * parts).map(|_| noise()).collect();
+    plan(&content)
+}
+
+async fn open_on(cluster: Cluster) -> Result<KubernetesCompute> {
+    let options = Options {
+        settings: Settings::default(),
+        filer_config: String::new(),
+        grace: Duration::from_secs(30),
+        time_limit: None,
+        owners: Arc::new(|_| None),
+    };
+    let compute = KubernetesCompute::open(cluster, options).await;
+    compute.map_err(anyhow::Error::msg)
+}
+
+async fn open(server: &FakeApi) -> Result<KubernetesCompute> {
+    open_on(cluster(server)).await
+}
+
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    for _ in 0..500 {
+        if condition().await? {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bail!("never: {what}")
+}
+
+async fn phase(compute: &KubernetesCompute, attempt: &AttemptId) -> Result<Phase> {
+    Ok(compute.observe(attempt).await?.phase)
+}
+
+/// The hints of `compute`, once it has seen all that is there.
+async fn changes_of(
+    compute: &KubernetesCompute,
+    server: &FakeApi,
+) -> Result<BoxStream<'static, AttemptId>> {
+    let there = server.objects("pods").len();
+    until("all pods are known", async || {
+        Ok(compute.attempts().await?.len() == there)
+    })
+    .await?;
+    // The last of them may still be announced.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    Ok(compute.watch().await?)
+}
+
+fn ended(name: &str, message: &str) -> Value {
+    json!({
+        "name": name, "ready": false, "restartCount": 0, "image": "i", "imageID": "i",
+        "started": false, "state": {"terminated": {
+            "exitCode": 0, "message": message, "finishedAt": "2026-01-01T00:00:00Z",
+        }},
+    })
+}
+
+fn waiting(name: &str, reason: &str) -> Value {
+    json!({
+        "name": name, "ready": false, "restartCount": 0, "image": "i", "imageID": "i",
+        "started": false, "state": {"waiting": {"reason": reason}},
+    })
+}
+
+fn scheduled() -> Value {
+    let now = present();
+    json!([{"type": "PodScheduled", "status": "True", "lastTransitionTime": now}])
+}
+
+/// The present time as Kubernetes writes it.
+fn present() -> String {
+    let now = Timestamp::now().as_millis() / 1000 * 1000;
+    Timestamp::from_millis(now).to_string()
+}
+
+/// Puts a pod on a node, with these containers.
+fn run(server: &FakeApi, name: &str, containers: &Value) -> bool {
+    server.edit("pods", name, |pod| {
+        pod["spec"]["nodeName"] = json!("n");
+        pod["status"] = json!({
+            "phase": "Running", "conditions": scheduled(), "containerStatuses": containers,
+        });
+    })
+}
+
+async fn an_attempt_is_one_pod_however_often_it_is_submitted() -> Result<()> {
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    compute.submit(&attempt(1), &plan("a")?).await?;
+    compute.submit(&attempt(1), &plan("a")?).await?;
+    open(&server)
+        .await?
+        .submit(&attempt(1), &plan("a")?)
+        .await?;
+    ensure!(server.objects("pods").len() == 1);
+    // Also when it has ended.
+    run(&server, "t1-1", &json!([ended("outputs", "")]));
+    compute.submit(&attempt(1), &plan("a")?).await?;
+    ensure!(server.objects("pods").len() == 1);
+    Ok(())
+}
+
+async fn an_answer_that_was_lost_is_no_second_pod() -> Result<()> {
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    server.intercept(|call| (call.verb == "create").then_some(Fault::LoseAnswer));
+    let lost = compute.submit(&attempt(1), &plan("a")?).await;
+    ensure!(matches!(lost, Err(Refusal::Unknown(_))), "{lost:?}");
+    server.heal();
+    compute.submit(&attempt(1), &plan("a")?).await?;
+    ensure!(server.objects("pods").len() == 1);
+    ensure!(phase(&compute, &attempt(1)).await? == Phase::Pending(None));
+    Ok(())
+}
+
+async fn a_refusal_says_whether_to_try_again() -> Result<()> {
+    const QUOTA: &str = "pods \"t1-1\" is forbidden: exceeded quota: q, requested: pods=1, used: \
+                         pods=9, limited: pods=9";
+    const RBAC: &str = "pods is forbidden: User \"u\" cannot create resource \"pods\" in API \
+                        group \"\" in the namespace \"test\"";
+    const ADMISSION: &str = "pods \"t1-1\" is forbidden: violates PodSecurity \"restricted\"";
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    for (fault, expected) in [
+        (Fault::RefuseWith(403, QUOTA.to_owned()), "busy"),
+        (Fault::Refuse(429), "busy"),
+        (
+            Fault::RefuseWith(409, "on resourcequotas \"q\": the object has been modified".to_owned()),
+            "busy",
+        ),
+        (Fault::RefuseWith(403, ADMISSION.to_owned()), "never"),
+        (Fault::RefuseWith(422, "Pod \"t1-1\" is invalid".to_owned()), "never"),
+        (Fault::Refuse(400), "never"),
+        (Fault::RefuseWith(403, RBAC.to_owned()), "unknown"),
+        (Fault::Refuse(401), "unknown"),
+        (
+            Fault::RefuseWith(404, "namespaces \"test\" not found".to_owned()),
+            "unknown",
+        ),
+        (Fault::Refuse(500), "unknown"),
+        (Fault::Refuse(503), "unknown"),
+        (Fault::Lose, "unknown"),
+    ] {
+        let now = fault.clone();
+        server.intercept(move |call| {
+            (call.verb == "create" && call.resource == "pods").then(|| now.clone())
+        });
+        let refused = compute.submit(&attempt(1), &plan("a")?).await;
+        let (kind, reason) = match &refused {
+            Err(Refusal::Busy(reason)) => ("busy", reason.clone()),
+            Err(Refusal::Never(reason)) => ("never", reason.clone()),
+            Err(Refusal::Unknown(error)) => ("unknown", error.to_string()),
+            Ok(()) => bail!("{fault:?}: submitted"),
+        };
+        ensure!(kind == expected, "{fault:?}: {refused:?}");
+        if let Fault::RefuseWith(_, message) = fault {
+            ensure!(reason.contains(&message), "{reason}");
+        }
+    }
+    ensure!(server.objects("pods").is_empty());
+    server.heal();
+    Ok(compute.submit(&attempt(1), &plan("a")?).await?)
+}
+
+async fn a_server_that_hangs_is_not_waited_for_for_ever() -> Result<()> {
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    let plan = plan("a")?;
+    server.intercept(|call| (call.resource == "pods").then_some(Fault::Hang));
+    let refused = compute.submit(&attempt(1), &plan).await;
+    ensure!(matches!(refused, Err(Refusal::Unknown(_))), "{refused:?}");
+    let observed = compute.observe(&attempt(1)).await;
+    ensure!(observed.is_err_and(|error| error.to_string().contains("no answer within 30 s")));
+    // The watch does not begin, either.
+    let compute = open(&server).await?;
+    ensure!(compute.attempts().await.is_err());
+    Ok(())
+}
+
+async fn a_pod_of_somebody_else_is_not_taken_for_an_attempt() -> Result<()> {
+    let server = FakeApi::new();
+    let foreign = Cluster::new(
+        kube::Client::new(server.clone(), "test"),
+        "test".to_owned(),
+        "another".to_owned(),
+    );
+    let foreign = open_on(foreign).await?;
+    foreign.submit(&attempt(1), &plan("a")?).await?;
+    foreign.submit(&attempt(2), &plan("a")?).await?;
+    server.edit("pods", "t1-2", |pod| {
+        pod["metadata"]["labels"] = json!({"app": "x"})
+    });
+
+    let compute = open(&server).await?;
+    for number in [1, 2] {
+        let refused = compute.submit(&attempt(number), &plan("a")?).await;
+        let Err(Refusal::Never(reason)) = refused else {
+            bail!("{number}: {refused:?}");
+        };
+        ensure!(reason.contains("that is not of this engine"), "{reason}");
+        ensure!(phase(&compute, &attempt(number)).await? == Phase::Absent);
+        compute.cancel(&attempt(number), Duration::ZERO).await?;
+        compute.remove(&attempt(number)).await?;
+    }
+    ensure!(compute.attempts().await?.is_empty());
+    ensure!(server.objects("pods").len() == 2);
+
+    // A copy of one of ours, under another name.
+    compute.submit(&attempt(3), &plan("a")?).await?;
+    let labels = server.object("pods", "t1-3").context("a pod")?["metadata"]["labels"].clone();
+    server.edit("pods", "t1-2", |pod| pod["metadata"]["labels"] = labels);
+    compute.submit(&attempt(4), &plan("a")?).await?;
+    until("the watch", async || {
+        Ok(compute.attempts().await?.len() == 2)
+    })
+    .await?;
+    ensure!(compute.attempts().await? == [attempt(3), attempt(4)]);
+    server.remove("pods", "t1-2");
+    compute.submit(&attempt(5), &plan("a")?).await?;
+    until("the watch", async || {
+        Ok(compute.attempts().await?.len() == 3)
+    })
+    .await?;
+    ensure!(phase(&compute, &attempt(3)).await? == Phase::Pending(None));
+    Ok(())
+}
+
+async fn a_large_plan_goes_with_its_pod() -> Result<()> {
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    let before = server.objects("configmaps").len();
+    compute.submit(&attempt(1), &large_plan(2)?).await?;
+    compute.submit(&attempt(1), &large_plan(2)?).await?;
+    ensure!(server.objects("configmaps").len() == before + 2);
+    let pod = server.object("pods", "t1-1").context("a pod")?;
+    ensure!(pod["metadata"]["annotations"][PLAN].is_null());
+    compute.submit(&attempt(2), &large_plan(1)?).await?;
+    compute.remove(&attempt(1)).await?;
+    ensure!(server.object("pods", "t1-1").is_none());
+    ensure!(server.objects("configmaps").len() == before + 1);
+    compute.remove(&attempt(1)).await?;
+    compute.remove(&attempt(2)).await?;
+    ensure!(server.objects("configmaps").len() == before);
+    Ok(())
+}
+
+async fn a_plan_without_its_pod_is_found() -> Result<()> {
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    let before = server.objects("configmaps").len();
+    server.intercept(|call| {
+        (call.verb == "create" && call.resource == "pods").then_some(Fault::Refuse(422))
+    });
+    let refused = compute.submit(&attempt(7), &large_plan(1)?).await;
+    ensure!(matches!(refused, Err(Refusal::Never(_))));
+    ensure!(server.objects("configmaps").len() == before + 1);
+    let compute = open(&server).await?;
+    ensure!(compute.attempts().await? == [attempt(7)]);
+    ensure!(phase(&compute, &attempt(7)).await? == Phase::Absent);
+    compute.remove(&attempt(7)).await?;
+    ensure!(compute.attempts().await?.is_empty());
+    ensure!(server.objects("configmaps").len() == before);
+    Ok(())
+}
+
+async fn a_task_costs_one_create_and_no_polling() -> Result<()> {
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    compute.attempts().await?;
+    let mut hints = compute.watch().await?;
+    let before = server.request_count();
+    compute.submit(&attempt(1), &plan("a")?).await?;
+    for _ in 0..20 {
+        ensure!(phase(&compute, &attempt(1)).await? == Phase::Pending(None));
+    }
+    ensure!(
+        server.request_count() == before + 1,
+        "{:?}",
+        server.requests()
+    );
+    let finished = Report {
+        outcome: Outcome::Complete,
+        executors: Vec::new(),
+        outputs: Vec::new(),
+        notes: Vec::new(),
+        started: Timestamp::from_millis(1000),
+        ended: Timestamp::from_millis(2000),
+    };
+    let message = report::pack(&finished, 4096)?.message;
+    run(&server, "t1-1", &json!([ended("outputs", &message)]));
+    while !phase(&compute, &attempt(1)).await?.is_over() {
+        hints.next().await.context("hints end")?;
+    }
+    let Phase::Finished(seen) = phase(&compute, &attempt(1)).await? else {
+        bail!("not finished");
+    };
+    ensure!(*seen == finished);
+    ensure!(
+        server.request_count() == before + 1,
+        "{:?}",
+        server.requests()
+    );
+    compute.remove(&attempt(1)).await?;
+    ensure!(
+        server.request_count() == before + 2,
+        "{:?}",
+        server.requests()
+    );
+    Ok(())
+}
+
+async fn a_pod_is_seen_before_the_watch_has_told_of_it() -> Result<()> {
+    let server = FakeApi::new();
+    open(&server)
+        .await?
+        .submit(&attempt(1), &plan("a")?)
+        .await?;
+    server.intercept(|call| matches!(call.verb, "list" | "watch").then_some(Fault::Refuse(500)));
+    let compute = open(&server).await?;
+    ensure!(phase(&compute, &attempt(1)).await? == Phase::Pending(None));
+    ensure!(phase(&compute, &attempt(2)).await? == Phase::Absent);
+    run(&server, "t1-1", &json!([]));
+    ensure!(phase(&compute, &attempt(1)).await? == Phase::Initializing);
+    server.intercept(|_| Some(Fault::Refuse(500)));
+    ensure!(compute.observe(&attempt(1)).await.is_err());
+    Ok(())
+}
+
+async fn changes_are_hinted_at_also_after_a_gap() -> Result<()> {
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    compute.submit(&attempt(1), &plan("a")?).await?;
+    compute.attempts().await?;
+    let mut hints = compute.watch().await?;
+    for fault in ["cut", "compacted"] {
+        server.cut_watches();
+        if fault == "compacted" {
+            server.compact();
+        }
+        let on_node = fault == "compacted";
+        server.edit("pods", "t1-1", |pod| {
+            pod["status"]["phase"] = json!("Pending");
+            pod["status"]["conditions"] = if on_node { scheduled() } else { json!([]) };
+            pod["status"]["message"] = json!(fault);
+        });
+        let expected = if on_node {
+            Phase::Initializing
+        } else {
+            Phase::Pending(None)
+        };
+        loop {
+            let hint = tokio::time::timeout(Duration::from_secs(20), hints.next()).await;
+            ensure!(hint.context(fault)? == Some(attempt(1)));
+            if phase(&compute, &attempt(1)).await? == expected {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn a_pod_that_vanished_in_a_gap_is_absent() -> Result<()> {
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    compute.submit(&attempt(1), &plan("a")?).await?;
+    until("known", async || {
+        Ok(compute.attempts().await? == [attempt(1)])
+    })
+    .await?;
+    server.intercept(|call| (call.verb == "watch").then_some(Fault::Lose));
+    let mut hints = compute.watch().await?;
+    server.cut_watches();
+    server.remove("pods", "t1-1");
+    server.compact();
+    server.heal();
+    while phase(&compute, &attempt(1)).await? != Phase::Absent {
+        let hint = tokio::time::timeout(Duration::from_secs(20), hints.next()).await?;
+        ensure!(hint == Some(attempt(1)));
+    }
+    ensure!(compute.attempts().await?.is_empty());
+    Ok(())
+}
+
+async fn a_pod_that_can_never_go_on_is_told_to_stop_once() -> Result<()> {
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    compute.submit(&attempt(1), &plan("a")?).await?;
+    let mut inputs = ended("inputs", "");
+    inputs["state"]["terminated"]["finishedAt"] = json!(present());
+    let mut hints = changes_of(&compute, &server).await?;
+    run(
+        &server,
+        "t1-1",
+        &json!([inputs, waiting("executor-0", "InvalidImageName")]),
+    );
+    ensure!(hints.next().await == Some(attempt(1)));
+    // From now on the watch is blind: what was done is remembered all the same.
+    server.intercept(|call| (call.verb == "watch").then_some(Fault::Hang));
+    server.cut_watches();
+    for _ in 0..10 {
+        ensure!(phase(&compute, &attempt(1)).await? == Phase::Initializing);
+    }
+    ensure!(
+        server.requests()["patch pods"] == 1,
+        "{:?}",
+        server.requests()
+    );
+    let pod = server.object("pods", "t1-1").context("a pod")?;
+    ensure!(pod["metadata"]["annotations"][STOP] == "executor-0: InvalidImageName");
+    // A scheduler that comes after a crash sees that it was done.
+    let compute = open(&server).await?;
+    compute.observe(&attempt(1)).await?;
+    ensure!(server.requests()["patch pods"] == 1);
+    Ok(())
+}
+
+async fn a_report_is_read_from_the_log_when_the_message_says_so() -> Result<()> {
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    compute.submit(&attempt(1), &plan("a")?).await?;
+    let notes = (0..500_u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_string());
+    let finished = Report {
+        outcome: Outcome::Complete,
+        executors: Vec::new(),
+        outputs: Vec::new(),
+        notes: notes.collect(),
+        started: Timestamp::from_millis(1000),
+        ended: Timestamp::from_millis(2000),
+    };
+    let packed = report::pack(&finished, 4096)?;
+    let log = packed.log.context("a report for the log")?;
+    let mut outputs = ended("outputs", &packed.message);
+    outputs["state"]["terminated"]["finishedAt"] = json!(present());
+    run(&server, "t1-1", &json!([outputs]));
+    server.edit("pods", "t1-1", |pod| {
+        pod["log"] = json!(format!("progress\n{log}"))
+    });
+    until("finished", async || {
+        Ok(phase(&compute, &attempt(1)).await? == Phase::Finished(Box::new(finished.clone())))
+    })
+    .await?;
+    // No answer says nothing; that there is none any more says all.
+    server.intercept(|call| (call.resource == "pods/log").then_some(Fault::Refuse(500)));
+    ensure!(compute.observe(&attempt(1)).await.is_err());
+    server.heal();
+    server.edit("pods", "t1-1", |pod| pod["log"] = json!(null));
+    let seen = phase(&compute, &attempt(1)).await?;
+    ensure!(matches!(&seen, Phase::Lost { reason, .. } if reason.contains("has no log")));
+    Ok(())
+}
+
+async fn an_attempt_is_canceled_once() -> Result<()> {
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    compute.cancel(&attempt(1), Duration::ZERO).await?;
+    compute.submit(&attempt(1), &plan("a")?).await?;
+    compute.submit(&attempt(2), &plan("a")?).await?;
+    let running = json!([ended("inputs", ""), {
+        "name": "executor-0", "ready": true, "restartCount": 0, "image": "i", "imageID": "i",
+        "started": true, "state": {"running": {"startedAt": present()}},
+    }]);
+    run(&server, "t1-1", &running);
+    until("on a node", async || {
+        Ok(phase(&compute, &attempt(1)).await? == Phase::Running)
+    })
+    .await?;
+    compute.cancel(&attempt(1), Duration::from_secs(10)).await?;
+    let going = server.object("pods", "t1-1").context("a pod")?;
+    ensure!(going["metadata"]["deletionGracePeriodSeconds"] == 15);
+    until("seen to go", async || {
+        let before = server.requests()["delete pods"];
+        compute.cancel(&attempt(1), Duration::from_secs(99)).await?;
+        Ok(server.requests()["delete pods"] == before)
+    })
+    .await?;
+    ensure!(server.object("pods", "t1-1") == Some(going));
+    // It runs until it is gone.
+    ensure!(phase(&compute, &attempt(1)).await? == Phase::Running);
+    server.remove("pods", "t1-1");
+    until("gone", async || {
+        Ok(phase(&compute, &attempt(1)).await? == Phase::Absent)
+    })
+    .await?;
+    compute.cancel(&attempt(1), Duration::ZERO).await?;
+    // One that is on no node is gone at once.
+    compute.cancel(&attempt(2), Duration::ZERO).await?;
+    until("gone", async || {
+        Ok(phase(&compute, &attempt(2)).await? == Phase::Absent)
+    })
+    .await
+}
+
+async fn a_pod_that_is_going_is_not_forced_unless_its_node_is_silent() -> Result<()> {
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    compute.submit(&attempt(1), &plan("a")?).await?;
+    run(&server, "t1-1", &json!([]));
+    until("on a node", async || {
+        Ok(phase(&compute, &attempt(1)).await? == Phase::Initializing)
+    })
+    .await?;
+    compute.remove(&attempt(1)).await?;
+    until("going", async || {
+        let before = server.requests()["delete pods"];
+        compute.remove(&attempt(1)).await?;
+        Ok(server.requests()["delete pods"] == before)
+    })
+    .await?;
+    ensure!(server.object("pods", "t1-1").is_some());
+    server.edit("pods", "t1-1", |pod| {
+        pod["metadata"]["deletionTimestamp"] = json!("2020-01-01T00:00:00Z");
+    });
+    until("forced", async || {
+        compute.remove(&attempt(1)).await?;
+        Ok(server.object("pods", "t1-1").is_none())
+    })
+    .await
+}
+
+async fn pods_have_an_owner_where_there_is_one() -> Result<()> {
+    let server = FakeApi::new();
+    let options = Options {
+        settings: Settings::default(),
+        filer_config: String::new(),
+        grace: Duration::from_secs(30),
+        time_limit: None,
+        owners: Arc::new(|task| {
+            Some(OwnerReference {
+                name: task.to_string(),
+                uid: "u".to_owned(),
+                ..OwnerReference::default()
+            })
+        }),
+    };
+    let compute = KubernetesCompute::open(cluster(&server), options).await;
+    let compute = compute.map_err(anyhow::Error::msg)?;
+    compute.submit(&attempt(1), &large_plan(1)?).await?;
+    let maps = server.objects("configmaps");
+    let parts = maps
+        .iter()
+        .filter(|map| map["data"]["plan.0000"].is_string());
+    let pods = server.objects("pods");
+    let made: Vec<_> = parts.chain(&pods).collect();
+    ensure!(made.len() == 2);
+    for object in made {
+        ensure!(object["metadata"]["ownerReferences"][0]["name"] == "t1");
+    }
+    Ok(())
+}
+
+async fn attempts_are_all_there_are_once_they_are_known() -> Result<()> {
+    let server = FakeApi::new();
+    let first = open(&server).await?;
+    for number in 1..=1200 {
+        first.submit(&attempt(number), &plan("a")?).await?;
+    }
+    let second = open(&server).await?;
+    let all = second.attempts().await?;
+    ensure!(all.len() == 1200 && all.is_sorted());
+    Ok(())
+}
