@@ -155,15 +155,25 @@ impl View<'_> {
     fn reported(&self, mut report: Report) -> Phase {
         // Supervisors may have been told to end one after another, and have taken that for a
         // failure of the command.
-        if report.outcome != Outcome::Complete
-            && let Some(disrupted) = self.disrupted()
-            && let Some(since) = &disrupted.last_transition_time
-            && time(since) <= report.ended
-        {
+        let told = self.told_to_end();
+        if report.outcome != Outcome::Complete && told.is_some_and(|told| told <= report.ended) {
             return self.lost();
         }
         report.notes.extend(self.notes());
         Phase::Finished(Box::new(report))
+    }
+
+    /// When it was told to make room, or to go.
+    fn told_to_end(&self) -> Option<Timestamp> {
+        let disrupted = self.disrupted();
+        let disrupted = disrupted.and_then(|d| d.last_transition_time.as_ref());
+        let metadata = &self.pod.metadata;
+        // The time by which it has to be gone.
+        let deleted = metadata.deletion_timestamp.as_ref().map(|deleted| {
+            let grace = metadata.deletion_grace_period_seconds.unwrap_or(0);
+            Timestamp::from_millis(time(deleted).as_millis() - grace * 1000)
+        });
+        disrupted.map(time).into_iter().chain(deleted).min()
     }
 
     /// Whether an executor runs.
@@ -206,6 +216,9 @@ impl View<'_> {
         }
         if let Some(reason) = &status.reason {
             return lost(sentence([reason, message]));
+        }
+        if self.is_deleted() {
+            return lost("its pod was deleted".to_owned());
         }
         for name in [PREPARE, INPUTS, OUTPUTS] {
             let failed = self.container(name).and_then(terminated);

@@ -168,6 +168,7 @@ pub(super) fn essence(pod: Pod) -> Pod {
         metadata: ObjectMeta {
             annotations,
             creation_timestamp: metadata.creation_timestamp,
+            deletion_grace_period_seconds: metadata.deletion_grace_period_seconds,
             deletion_timestamp: metadata.deletion_timestamp,
             uid: metadata.uid,
             ..ObjectMeta::default()

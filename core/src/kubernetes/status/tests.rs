@@ -535,11 +535,26 @@ fn a_pod_that_is_going_is_over_when_its_commands_are() {
     // Its command still has its time of grace.
     assert_eq!(phase(&pod_with(runs(500), -20)), Phase::Running);
     let (reason, preempted) = lost_by(&pod_with(over(143, "Error", ""), -20));
-    assert_eq!(
-        reason,
-        "the container outputs ended with exit code 143: Error"
-    );
-    assert!(!preempted);
+    assert_eq!((&*reason, preempted), ("its pod was deleted", false));
+}
+
+#[test]
+fn an_executor_that_was_told_to_go_has_not_failed() {
+    let seen = |outcome, since: i64| {
+        let end = over(0, "Completed", &message(&report(outcome)));
+        // It was told so `since` seconds ago, and had 30 seconds.
+        let deleted = json!({"metadata": {
+            "deletionTimestamp": ago(since - 30), "deletionGracePeriodSeconds": 30,
+        }});
+        phase(&pod(&[(INPUTS, done()), (OUTPUTS, end)], deleted))
+    };
+    let going = seen(Outcome::ExecutorError, 51);
+    assert_eq!(going, lost("its pod was deleted".into()));
+    assert!(matches!(
+        seen(Outcome::ExecutorError, 49),
+        Phase::Finished(_)
+    ));
+    assert!(matches!(seen(Outcome::Complete, 51), Phase::Finished(_)));
 }
 
 #[test]
