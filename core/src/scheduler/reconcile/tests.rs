@@ -396,3 +396,33 @@ fn every_write_is_a_step_that_the_life_of_a_task_has() {
         }
     }
 }
+
+#[test]
+fn why_an_attempt_waits_is_said_once_for_each_reason_up_to_a_limit() {
+    let head = head(State::Queued, 2);
+    let decide = |logs: &[TaskLog], reason: &str| {
+        let observed = seen(Phase::Pending(Some(reason.to_owned())));
+        let situation = Situation {
+            head: &head,
+            logs,
+            observed: Some(&observed),
+            admission: &Admission::Wait,
+            now: time(NOW),
+        };
+        reconcile(situation, &settings())
+    };
+    let mut logs = vec![TaskLog::default(); 2];
+    for number in 0..10 {
+        let reason = format!("no room on {number} nodes");
+        let actions = decide(&logs, &reason);
+        let (update, rest) = write(&actions);
+        assert!(update.state.is_none() && rest.is_empty());
+        logs.clone_from(update.logs.as_ref().unwrap());
+        assert!(decide(&logs, &reason).is_empty());
+    }
+    assert!(logs[0].system_logs.is_none());
+    let lines = logs[1].system_logs.as_ref().unwrap();
+    assert_eq!(lines.len(), 10);
+    assert_eq!(lines[3], "waits: no room on 3 nodes");
+    assert!(decide(&logs, "no room on 10 nodes").is_empty());
+}
