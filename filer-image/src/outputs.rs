@@ -65,6 +65,19 @@ pub async fn run(
     plugins: &RegistryBuilder,
     terminated: &CancellationToken,
 ) -> anyhow::Result<u8> {
+    let done = deliver_and_report(options, plugins, terminated).await;
+    if let (Err(error), Some(path)) = (&done, &options.termination_message) {
+        // Instead of the report, which this is no form of.
+        let _ = std::fs::write(path, clip(&format!("{error:#}")));
+    }
+    done
+}
+
+async fn deliver_and_report(
+    options: &Options,
+    plugins: &RegistryBuilder,
+    terminated: &CancellationToken,
+) -> anyhow::Result<u8> {
     let began = Timestamp::now();
     let turn = Turn::take(&options.handover, Step::Outputs).context("cannot take the turn")?;
     let plan = plan_file::read_whole(&options.plan, options.secrets.as_deref())?;

@@ -12,6 +12,8 @@ mod integration {
     mod hostile;
     // Each step killed at each stage: the others end, and tell the truth.
     mod killed;
+    // Plans in volumes, and the passwords that they miss.
+    mod packed;
     // The pod that the others run.
     mod pod;
     // Supervision as only a real process can be: PID 1, signals, memory.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -11,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tesk_core::plan::{
     InputSource, Mount, MountKind, OutputSource, Plan, PlannedExecutor, PlannedInput,
-    PlannedOutput, PlannedResources, VERSION,
+    PlannedOutput, PlannedResources, VERSION, packed,
 };
 use tesk_core::scheduler::compute::Report;
 use tesk_core::tes::FileType;
@@ -23,6 +24,8 @@ const LONG: Duration = Duration::from_secs(30);
 pub(super) struct Pod {
     directory: tempfile::TempDir,
     pub(super) plan: Plan,
+    /// Into how many parts of a volume the plan is packed, if it is.
+    pub(super) parts: Option<usize>,
 }
 
 /// A container's process; killed with the pod.
@@ -52,6 +55,7 @@ impl Pod {
                 directories: vec![work],
                 resources: PlannedResources::default(),
             },
+            parts: None,
             directory,
         };
         let config = format!(
@@ -120,11 +124,29 @@ impl Pod {
 
     /// `filer prepare`, as the hook of the first container.
     pub(super) fn prepare(&self) -> Output {
-        std::fs::write(
-            self.at("plan.json"),
-            serde_json::to_vec(&self.plan).unwrap(),
-        )
-        .unwrap();
+        match self.parts {
+            None => std::fs::write(
+                self.at("plan.json"),
+                serde_json::to_vec(&self.plan).unwrap(),
+            )
+            .unwrap(),
+            Some(parts) => {
+                let packed = packed::pack(&self.plan);
+                let size = packed.len().div_ceil(parts);
+                let name = |(n, part): (usize, &[u8])| (format!("plan.{n:04}"), part.to_vec());
+                let parts: Vec<_> = packed
+                    .as_bytes()
+                    .chunks(size)
+                    .enumerate()
+                    .map(name)
+                    .collect();
+                self.volume("plan", &parts);
+            }
+        }
+        self.run_prepare()
+    }
+
+    pub(super) fn run_prepare(&self) -> Output {
         self.filer("prepare")
             .arg("--install")
             .arg(self.at("bin"))
@@ -132,6 +154,19 @@ impl Pod {
             .arg(self.at("reason"))
             .output()
             .unwrap()
+    }
+
+    /// A volume as the kubelet lays it out, so that all its files change at once.
+    pub(super) fn volume(&self, name: &str, files: &[(String, Vec<u8>)]) {
+        let volume = self.at(name);
+        let _ = std::fs::remove_dir_all(&volume);
+        let data = volume.join("..2026_01_01_00_00_00.123456789");
+        std::fs::create_dir_all(&data).unwrap();
+        symlink(data.file_name().unwrap(), volume.join("..data")).unwrap();
+        for (name, content) in files {
+            std::fs::write(data.join(name), content).unwrap();
+            symlink(Path::new("..data").join(name), volume.join(name)).unwrap();
+        }
     }
 
     /// The command of a container, with the options that all have.
@@ -150,9 +185,14 @@ impl Pod {
                 .arg(self.at("handover"));
             filer.arg("--plan").arg(self.at("bin/plan.json"));
         } else {
+            let plan = if self.parts.is_some() {
+                "plan"
+            } else {
+                "plan.json"
+            };
             filer
                 .arg("--plan")
-                .arg(self.at("plan.json"))
+                .arg(self.at(plan))
                 .args(["--scratch", "/"]);
         }
         if command == "outputs" {
@@ -160,6 +200,10 @@ impl Pod {
         }
         if command == "inputs" || command == "outputs" {
             filer.arg("--config").arg(self.at("tesk.toml"));
+            let secrets = self.at("secrets/secrets.json");
+            if exists(&secrets) {
+                filer.arg("--secrets").arg(secrets);
+            }
         }
         if command == "exec" || command == "outputs" {
             filer.arg("--stop-file").arg(self.at("stop"));
