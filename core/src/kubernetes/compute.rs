@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
-use k8s_openapi::api::core::v1::{ConfigMap, LimitRange, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, LimitRange, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{
     DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions,
@@ -144,6 +144,17 @@ impl KubernetesCompute {
         self.cluster.answer(api.logs(&name, &options)).await
     }
 
+    /// What the cluster has said about a pod of late.
+    async fn events(&self, attempt: &AttemptId, pod: &Pod) -> Result<Vec<Event>, ApiError> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let name = pod::name(attempt);
+        let params = ListParams::default().fields(&format!(
+            "involvedObject.name={name},involvedObject.uid={uid}"
+        ));
+        let api = self.cluster.api::<Event>();
+        Ok(self.cluster.answer(api.list(&params)).await?.items)
+    }
+
     /// Tells the supervisors in a pod to wait no longer.
     async fn stop(&self, attempt: &AttemptId, reason: &str) -> Result<(), ApiError> {
         tracing::info!(%attempt, reason, "it can never go on");
@@ -270,6 +281,24 @@ impl Compute for KubernetesCompute {
             Some(Need::Stop(reason)) => {
                 self.stop(attempt, &reason).await.map_err(error)?;
                 Ok(observed)
+            }
+            Some(Need::Events) => {
+                // Without events there is only the time that has passed.
+                let trouble = match self.events(attempt, &pod).await {
+                    Ok(events) => status::trouble(&events),
+                    Err(reason) if reason.is_temporary() => return Err(error(reason)),
+                    Err(_) => Some("it does not start, and its events may not be read".into()),
+                };
+                Ok(match trouble {
+                    None => observed,
+                    Some(reason) => Observed {
+                        phase: Phase::Lost {
+                            reason,
+                            preempted: false,
+                        },
+                        ..observed
+                    },
+                })
             }
             Some(Need::Log) => {
                 let log = match self.report_log(attempt).await {

@@ -269,7 +269,8 @@ pub struct Patience {
     pub image_pull: Span,
     /// No node has room.
     pub schedule: Span,
-    /// On a node, and the first container does not start.
+    /// On a node, and no container is seen to start: then the pod's events decide whether
+    /// something is wrong, or its images are large.
     pub start: Span,
     /// The pod is to go, and its node does not answer.
     pub node_lost: Span,

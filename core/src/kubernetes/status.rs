@@ -4,7 +4,7 @@
 //! or a container's index: whatever else was put into the pod does not count.
 
 use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodCondition, PodStatus,
+    ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod, PodCondition, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Deserialize;
@@ -34,6 +34,8 @@ pub struct Look {
 pub enum Need {
     /// Its report is in the log of the container `outputs`: look again with that.
     Log,
+    /// Its first container has not been seen to start for long: [`trouble`] is in its events.
+    Events,
     /// It waits for what will never come: its supervisors are to be told this reason.
     Stop(String),
 }
@@ -50,9 +52,13 @@ pub fn look(pod: &Pod, log: Option<&str>, patience: &Patience, now: Timestamp) -
     let mut need = None;
     let phase = match view.over(log) {
         Some(Ok(phase)) => phase,
+        Some(Err(Need::Log)) => {
+            need = Some(Need::Log);
+            Phase::Running
+        }
         Some(Err(needed)) => {
             need = Some(needed);
-            Phase::Running
+            view.alive()
         }
         None => {
             need = view.stop();
@@ -85,6 +91,26 @@ pub fn is_stale(pod: &Pod, patience: &Patience, now: Timestamp) -> bool {
         .and_then(terminated)
         .and_then(|end| end.finished_at.as_ref());
     is_over(ended.map(time), patience.node_lost, now)
+}
+
+/// What keeps a pod from starting, according to its events; `None` if nothing does.
+pub fn trouble(events: &[Event]) -> Option<String> {
+    let seen = |event: &Event| {
+        let series = event.series.as_ref();
+        let series = series.and_then(|series| series.last_observed_time.as_ref());
+        let times = [series, event.event_time.as_ref()];
+        let last = event.last_timestamp.as_ref().map(time);
+        let times = times.into_iter().flatten();
+        last.max(times.map(|time| millis(&time.0)).max())
+    };
+    // What went wrong before the last good news is over.
+    let last = events.iter().max_by_key(|event| seen(event))?;
+    if last.type_.as_deref() != Some("Warning") {
+        return None;
+    }
+    let reason = last.reason.as_deref().unwrap_or_default();
+    let message = last.message.as_deref().unwrap_or_default();
+    Some(sentence(["it does not start", reason, message]))
 }
 
 /// Why a container waits, as far as waiting will not help.
@@ -148,7 +174,7 @@ impl View<'_> {
         if failed {
             return Some(Ok(self.lost()));
         }
-        self.silent().or_else(|| self.stuck().map(Ok))
+        self.silent().or_else(|| self.stuck())
     }
 
     /// Over, with a report.
@@ -237,7 +263,7 @@ impl View<'_> {
     }
 
     /// The filer itself cannot start: nobody will ever report.
-    fn stuck(&self) -> Option<Phase> {
+    fn stuck(&self) -> Option<Result<Phase, Need>> {
         let scheduled = self.condition("PodScheduled");
         if scheduled.is_none_or(|condition| condition.status != "True") {
             // A queue decides when a gate opens.
@@ -246,49 +272,44 @@ impl View<'_> {
             let reason = said(condition)?;
             return self
                 .is_over(created, self.patience.schedule)
-                .then(|| self.refused(format!("no node had room in time: {reason}")));
+                .then(|| Ok(self.refused(format!("no node had room in time: {reason}"))));
         }
-        for status in self.executor_statuses() {
-            // The kubelet has left out the hook, as it may after a restart of its own.
-            if let Some(end) = not_begun(status)
-                && let Some(message) = end.message.as_deref()
-                && message.contains(BINARY)
-                && message.contains("no such file")
-            {
-                let name = &status.name;
-                return Some(lost(format!(
-                    "{name} has no supervisor: what starts first in the pod did not put it there"
-                )));
-            }
-        }
-        if let Some(reason) = self.unprepared() {
-            return Some(lost(reason));
+        if let Some(reason) = self.unprepared().or_else(|| self.unsupervised()) {
+            return Some(Ok(lost(reason)));
         }
         let since = scheduled.and_then(|condition| condition.last_transition_time.as_ref());
         let since = since.map(time);
         for name in [PREPARE, INPUTS, OUTPUTS] {
             let container = self.container(name);
-            let waiting = container.and_then(waiting);
-            let since = match name {
-                PREPARE if container.is_none() => continue,
-                // Its turn comes when the images of all executors are there.
-                OUTPUTS => since.max(self.executors_begun()?),
-                _ => since,
-            };
-            if container.is_some_and(has_begun) {
+            if container.is_some_and(has_begun) || name == PREPARE && container.is_none() {
                 continue;
             }
-            let patience = match waiting {
-                Some((reason, _)) if !USUAL.contains(&reason) => self.patience.image_pull,
-                _ => self.patience.start,
+            return match container.and_then(waiting) {
+                Some((reason, message)) if !USUAL.contains(&reason) => {
+                    let what = format!("the container {name} does not start");
+                    self.is_over(since, self.patience.image_pull)
+                        .then(|| Ok(lost(sentence([&what, reason, message]))))
+                }
+                // The kubelet tells nothing of a pod before it has all its images, which may
+                // take its time, or its volumes, which may never come.
+                _ => self
+                    .is_over(since, self.patience.start)
+                    .then_some(Err(Need::Events)),
             };
-            if self.is_over(since, patience) {
-                let (reason, message) = waiting.unwrap_or(("no status", ""));
-                let what = format!("the container {name} does not start");
-                return Some(lost(sentence([&what, reason, message])));
-            }
         }
         None
+    }
+
+    /// The kubelet has left out the hook, as it may after a restart of its own.
+    fn unsupervised(&self) -> Option<String> {
+        let status = self.executor_statuses().find(|status| {
+            let message = not_begun(status).and_then(|end| end.message.as_deref());
+            message.is_some_and(|m| m.contains(BINARY) && m.contains("no such file"))
+        })?;
+        Some(format!(
+            "{} has no supervisor: what starts first in the pod did not put it there",
+            status.name
+        ))
     }
 
     /// How the inputs ended in a way that no step after them will ever see.
@@ -313,18 +334,6 @@ impl View<'_> {
         let reason = end.reason.as_deref().unwrap_or_default();
         self.is_over(since, self.patience.start)
             .then(|| sentence([&ended, reason]))
-    }
-
-    /// When the last executor began to run or to fail, if none of them is on its way any more.
-    fn executors_begun(&self) -> Option<Option<Timestamp>> {
-        let mut last = None;
-        for status in self.executor_statuses() {
-            if waiting(status).is_some_and(|(reason, _)| USUAL.contains(&reason)) {
-                return None;
-            }
-            last = last.max(begun(status));
-        }
-        Some(last)
     }
 
     /// How far it is.
@@ -538,6 +547,10 @@ fn ended(status: &ContainerStatus) -> Option<ExecutorLog> {
     })
 }
 
-fn time(time: &Time) -> Timestamp {
-    Timestamp::from_millis(time.0.as_millisecond())
+fn time(Time(time): &Time) -> Timestamp {
+    millis(time)
+}
+
+fn millis(time: &jiff::Timestamp) -> Timestamp {
+    Timestamp::from_millis(time.as_millisecond())
 }

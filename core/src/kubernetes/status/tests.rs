@@ -619,50 +619,81 @@ fn a_filer_that_cannot_be_pulled_is_the_infrastructures_fault() {
     );
 }
 
+fn events(list: Value) -> Vec<Event> {
+    serde_json::from_value(list).unwrap()
+}
+
 #[test]
-fn a_first_container_that_never_starts_is_given_up_after_a_time() {
+fn why_a_first_container_is_not_seen_to_start_is_in_the_events() {
     let scheduled = |since: i64| {
         json!({"status": {"conditions": [
             {"type": "PodScheduled", "status": "True", "lastTransitionTime": ago(since)},
         ]}})
     };
-    let waiting = |since| pod(&[(INPUTS, creating())], scheduled(since));
-    assert_eq!(phase(&waiting(899)), Phase::Initializing);
+    // All say so until the images of all are there.
+    let all = [
+        (INPUTS, creating()),
+        ("executor-0", creating()),
+        (OUTPUTS, creating()),
+    ];
+    for containers in [&all[..], &[]] {
+        let early = look_at(&pod(containers, scheduled(899)));
+        assert_eq!(
+            (early.observed.phase, early.need),
+            (Phase::Initializing, None)
+        );
+        let late = look_at(&pod(containers, scheduled(900)));
+        let expected = (Phase::Initializing, Some(Need::Events));
+        assert_eq!((late.observed.phase, late.need), expected);
+    }
+}
+
+#[test]
+fn the_last_event_says_whether_a_pod_is_in_trouble() {
+    let meta = json!({"metadata": {}, "involvedObject": {}});
+    let event = |kind: &str, reason: &str, seconds: i64| {
+        let mut event = meta.clone();
+        let more = json!({"type": kind, "reason": reason, "message": "words",
+                          "lastTimestamp": ago(seconds)});
+        event
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        event
+    };
+    let failed = event("Warning", "FailedMount", 60);
+    assert_eq!(trouble(&[]), None);
     assert_eq!(
-        lost_by(&waiting(900)).0,
-        "the container inputs does not start: ContainerCreating"
+        trouble(&events(json!([failed, event("Normal", "Scheduled", 900)]))),
+        Some("it does not start: FailedMount: words".into())
     );
+    // A large image is on its way.
+    let pulling = event("Normal", "Pulling", 50);
+    assert_eq!(trouble(&events(json!([pulling, failed]))), None);
+    let mut new = meta.clone();
+    new["type"] = json!("Warning");
+    new["reason"] = json!("FailedAttachVolume");
+    new["eventTime"] = json!("2020-01-01T00:00:00.000000Z");
+    new["series"] = json!({"count": 2, "lastObservedTime": "2030-01-01T00:00:00.000000Z"});
     assert_eq!(
-        lost_by(&pod(&[], scheduled(900))).0,
-        "the container inputs does not start: no status"
+        trouble(&events(json!([new, pulling]))),
+        Some("it does not start: FailedAttachVolume".into())
     );
 }
 
 #[test]
-fn large_images_of_executors_may_take_their_time() {
-    // The kubelet pulls one image after another and starts `outputs` last.
-    let pulling = |executors: [Value; 2]| {
-        let [first, second] = executors;
-        pod(
-            &[
-                (INPUTS, runs(990)),
-                ("executor-0", first),
-                ("executor-1", second),
-                (OUTPUTS, creating()),
-            ],
-            nothing(),
-        )
-    };
-    assert_eq!(
-        phase(&pulling([creating(), creating()])),
-        Phase::Initializing
+fn outputs_that_cannot_start_are_the_infrastructures_fault() {
+    let pod = pod(
+        &[
+            (INPUTS, runs(990)),
+            ("executor-0", runs(980)),
+            (OUTPUTS, waits("CreateContainerError", "no memory")),
+        ],
+        nothing(),
     );
-    assert_eq!(phase(&pulling([runs(10), creating()])), Phase::Initializing);
-    assert_eq!(phase(&pulling([runs(950), runs(1)])), Phase::Initializing);
-    let (reason, _) = lost_by(&pulling([runs(950), runs(900)]));
     assert_eq!(
-        reason,
-        "the container outputs does not start: ContainerCreating"
+        lost_by(&pod).0,
+        "the container outputs does not start: CreateContainerError: no memory"
     );
 }
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
+use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::PostParams;
 use libtest_mimic::{Failed, Trial};
 use serde_json::{Value, json};
 use tesk_conformance::fake_api::{FakeApi, Fault};
@@ -37,6 +39,7 @@ pub(super) fn trials() -> Vec<Trial> {
         a_pod_that_vanished_in_a_gap_is_absent,
         a_pod_that_can_never_go_on_is_told_to_stop_once,
         a_report_is_read_from_the_log_when_the_message_says_so,
+        what_keeps_a_pod_from_starting_is_in_its_events,
         an_attempt_is_canceled_once,
         a_pod_that_is_going_is_not_forced_unless_its_node_is_silent,
         pods_have_an_owner_where_there_is_one,
@@ -529,6 +532,49 @@ async fn a_report_is_read_from_the_log_when_the_message_says_so() -> Result<()> 
     server.edit("pods", "t1-1", |pod| pod["log"] = json!(null));
     let seen = phase(&compute, &attempt(1)).await?;
     ensure!(matches!(&seen, Phase::Lost { reason, .. } if reason.contains("has no log")));
+    Ok(())
+}
+
+async fn what_keeps_a_pod_from_starting_is_in_its_events() -> Result<()> {
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    compute.submit(&attempt(1), &plan("a")?).await?;
+    run(
+        &server,
+        "t1-1",
+        &json!([waiting("inputs", "ContainerCreating")]),
+    );
+    server.edit("pods", "t1-1", |pod| {
+        pod["status"]["conditions"][0]["lastTransitionTime"] = json!("2020-01-01T00:00:00Z");
+    });
+    let uid = server.object("pods", "t1-1").context("a pod")?["metadata"]["uid"].clone();
+    let events = cluster(&server).api::<Event>();
+    let say = async |name: &str, uid: &Value, reason: &str, minute: u8| {
+        let event = serde_json::from_value(json!({
+            "metadata": {"name": name}, "type": "Warning", "reason": reason, "message": "why",
+            "involvedObject": {"name": "t1-1", "uid": uid},
+            "lastTimestamp": format!("2026-01-01T00:{minute:02}:00Z"),
+        }))?;
+        events.create(&PostParams::default(), &event).await?;
+        anyhow::Ok(())
+    };
+    // Of a pod that had the name before.
+    say("old", &json!("another"), "FailedMount", 9).await?;
+    until("asked", async || {
+        ensure!(phase(&compute, &attempt(1)).await? != Phase::Absent);
+        Ok(server.requests().contains_key("list events"))
+    })
+    .await?;
+    // Nothing is wrong: its images are large.
+    ensure!(phase(&compute, &attempt(1)).await? == Phase::Initializing);
+    say("new", &uid, "FailedMount", 1).await?;
+    let seen = phase(&compute, &attempt(1)).await?;
+    ensure!(matches!(&seen, Phase::Lost { reason, .. } if reason.ends_with("FailedMount: why")));
+    server.intercept(|call| (call.resource == "events").then_some(Fault::Refuse(500)));
+    ensure!(compute.observe(&attempt(1)).await.is_err());
+    server.intercept(|call| (call.resource == "events").then_some(Fault::Refuse(403)));
+    let seen = phase(&compute, &attempt(1)).await?;
+    ensure!(matches!(&seen, Phase::Lost { reason, .. } if reason.contains("may not be read")));
     Ok(())
 }
 
