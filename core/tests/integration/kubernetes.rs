@@ -14,13 +14,17 @@ pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = server::trials();
     trials.extend(store::trials());
     trials.extend(compute::trials());
-    trials.extend(manifests::trials());
+    let mut real = manifests::trials();
+    real.extend(compute::trials_on_a_cluster());
+    if std::env::var_os("TESK_CLUSTER").is_none_or(|set| set != "1") {
+        let ignored = |trial: Trial| {
+            let reason = "needs conformance/cluster/run";
+            trial.with_ignored_flag(true).with_kind(reason)
+        };
+        real = real.into_iter().map(ignored).collect();
+    }
+    trials.extend(real);
     trials
-}
-
-/// Whether there is a cluster for tests; the tests that need it are ignored where there is none.
-fn is_there_a_cluster() -> bool {
-    std::env::var_os("TESK_CLUSTER").is_some_and(|set| set == "1")
 }
 
 async fn real_client() -> anyhow::Result<kube::Client> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::core::v1::{Event, ResourceQuota};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::PostParams;
 use libtest_mimic::{Failed, Trial};
@@ -22,6 +22,7 @@ use tesk_core::tes::{Task, UrlSecrets};
 use tesk_core::time::Timestamp;
 
 use super::cluster;
+use super::manifests::Space;
 use crate::trials;
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -57,6 +58,14 @@ pub(super) fn trials() -> Vec<Trial> {
         },
     ));
     trials
+}
+
+pub(super) fn trials_on_a_cluster() -> Vec<Trial> {
+    trials![
+        "api-server":
+        an_attempt_comes_and_goes_on_a_real_server,
+        refusals_of_a_real_server_are_understood,
+    ]
 }
 
 fn attempt(number: u32) -> AttemptId {
@@ -687,4 +696,73 @@ async fn attempts_are_all_there_are_once_they_are_known() -> Result<()> {
     let all = second.attempts().await?;
     ensure!(all.len() == 1200 && all.is_sorted());
     Ok(())
+}
+
+async fn an_attempt_comes_and_goes_on_a_real_server() -> Result<()> {
+    let space = Space::new("attempt", json!({})).await?;
+    let compute = open_on(space.cluster("tesk")).await?;
+    let other = open_on(space.cluster("other")).await?;
+    let mut hints = compute.watch().await?;
+    compute.submit(&attempt(1), &plan("a")?).await?;
+    compute.submit(&attempt(1), &plan("a")?).await?;
+    let refused = other.submit(&attempt(1), &plan("a")?).await;
+    ensure!(matches!(refused, Err(Refusal::Never(_))), "{refused:?}");
+    ensure!(phase(&other, &attempt(1)).await? == Phase::Absent);
+    // There is no such image on the node, so it gets no further.
+    while phase(&compute, &attempt(1)).await? != Phase::Initializing {
+        hints.next().await.context("hints end")?;
+    }
+    compute.submit(&attempt(2), &large_plan(2)?).await?;
+    until("both are known", async || {
+        Ok(compute.attempts().await? == [attempt(1), attempt(2)])
+    })
+    .await?;
+    ensure!(other.attempts().await?.is_empty());
+    compute.cancel(&attempt(1), Duration::ZERO).await?;
+    compute.cancel(&attempt(1), Duration::ZERO).await?;
+    until("it is gone", async || {
+        Ok(phase(&compute, &attempt(1)).await? == Phase::Absent)
+    })
+    .await?;
+    until("all is removed", async || {
+        compute.remove(&attempt(2)).await?;
+        Ok(compute.attempts().await?.is_empty())
+    })
+    .await?;
+    space.remove().await
+}
+
+async fn refusals_of_a_real_server_are_understood() -> Result<()> {
+    let space = Space::new("quota", json!({})).await?;
+    let compute = open_on(space.cluster("tesk")).await?;
+    let quota = serde_json::from_value(json!({
+        "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}},
+    }))?;
+    let quotas = space.cluster("tesk").api::<ResourceQuota>();
+    quotas.create(&PostParams::default(), &quota).await?;
+    // It is in force a moment later.
+    let mut number = 0;
+    until("there is no room", async || {
+        number += 1;
+        match compute.submit(&attempt(number), &plan("a")?).await {
+            Err(Refusal::Busy(reason)) => {
+                ensure!(reason.contains("exceeded quota"), "{reason}");
+                Ok(true)
+            }
+            Err(other) => bail!("{other:?}"),
+            Ok(()) => Ok(false),
+        }
+    })
+    .await?;
+    space.remove().await?;
+
+    let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
+    let space = Space::new("admission", labels).await?;
+    let compute = open_on(space.cluster("tesk")).await?;
+    let refused = compute.submit(&attempt(1), &plan("a")?).await;
+    let Err(Refusal::Never(reason)) = refused else {
+        bail!("{refused:?}");
+    };
+    ensure!(reason.contains("PodSecurity"), "{reason}");
+    space.remove().await
 }

@@ -13,8 +13,9 @@ use libtest_mimic::Trial;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tesk_core::kubernetes::Cluster;
 
-use super::{is_there_a_cluster, real_client};
+use super::real_client;
 use crate::trials;
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -24,25 +25,16 @@ pub(super) fn trials() -> Vec<Trial> {
         no_manifest_is_below_the_minimum_of_its_namespace,
         restricted_pods_are_accepted_where_nothing_else_is,
     ]
-    .into_iter()
-    .map(|trial| {
-        if is_there_a_cluster() {
-            return trial;
-        }
-        let reason = "needs conformance/cluster/run";
-        trial.with_ignored_flag(true).with_kind(reason)
-    })
-    .collect()
 }
 
 /// A namespace for one test; it goes with the test, or with the cluster.
-struct Space {
+pub(super) struct Space {
     client: Client,
     name: String,
 }
 
 impl Space {
-    async fn new(kind: &str, labels: Value) -> Result<Self> {
+    pub(super) async fn new(kind: &str, labels: Value) -> Result<Self> {
         let space = Self {
             client: real_client().await?,
             name: format!("tesk-manifests-{kind}-{}", std::process::id()),
@@ -53,6 +45,10 @@ impl Space {
         let accounts: Api<ServiceAccount> = Api::namespaced(space.client.clone(), &space.name);
         until(async || Ok(accounts.get_opt("default").await?.is_some())).await?;
         Ok(space)
+    }
+
+    pub(super) fn cluster(&self, instance: &str) -> Cluster {
+        Cluster::new(self.client.clone(), self.name.clone(), instance.to_owned())
     }
 
     /// Sets the least that a container must ask for.
@@ -100,7 +96,7 @@ impl Space {
         Ok(())
     }
 
-    async fn remove(self) -> Result<()> {
+    pub(super) async fn remove(self) -> Result<()> {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let params = DeleteParams::background();
         namespaces.delete(&self.name, &params).await?;
