@@ -181,8 +181,8 @@ impl View<'_> {
     fn reported(&self, mut report: Report) -> Phase {
         // Supervisors may have been told to end one after another, and have taken that for a
         // failure of the command.
-        let told = self.told_to_end();
-        if report.outcome != Outcome::Complete && told.is_some_and(|told| told <= report.ended) {
+        let told = self.told_to_end().is_some_and(|told| told <= report.ended);
+        if report.outcome != Outcome::Complete && (told || self.status.reason.is_some()) {
             return self.lost();
         }
         report.notes.extend(self.notes());

@@ -520,6 +520,26 @@ fn an_executor_that_was_told_to_make_room_has_not_failed() {
 }
 
 #[test]
+fn an_executor_that_was_ended_with_its_pod_has_not_failed() {
+    for (reason, expected) in [
+        ("DeadlineExceeded", "stopped: over its time limit"),
+        ("Evicted", "stopped: over its disk space: exceeds the limit"),
+    ] {
+        let end = |outcome| over(0, "Completed", &message(&report(outcome)));
+        let status = json!({"phase": "Failed", "reason": reason, "message": "exceeds the limit"});
+        let seen = |outcome| {
+            let containers = [(INPUTS, done()), (OUTPUTS, end(outcome))];
+            finished(&pod(&containers, json!({ "status": status })))
+        };
+        let failed = seen(Outcome::ExecutorError);
+        assert_eq!(failed.outcome, Outcome::SystemError);
+        assert_eq!(failed.notes, [expected]);
+        // It was in time.
+        assert_eq!(seen(Outcome::Complete).outcome, Outcome::Complete);
+    }
+}
+
+#[test]
 fn a_pod_that_is_going_is_over_when_its_commands_are() {
     let deleted = |ago_seconds: i64| json!({"metadata": {"deletionTimestamp": ago(ago_seconds)}});
     let pod_with = |executor: Value, since: i64| {
