@@ -220,11 +220,17 @@ async fn a_refusal_says_whether_to_try_again() -> Result<()> {
         (Fault::RefuseWith(403, QUOTA.to_owned()), "busy"),
         (Fault::Refuse(429), "busy"),
         (
-            Fault::RefuseWith(409, "on resourcequotas \"q\": the object has been modified".to_owned()),
+            Fault::RefuseWith(
+                409,
+                "on resourcequotas \"q\": the object has been modified".to_owned(),
+            ),
             "busy",
         ),
         (Fault::RefuseWith(403, ADMISSION.to_owned()), "never"),
-        (Fault::RefuseWith(422, "Pod \"t1-1\" is invalid".to_owned()), "never"),
+        (
+            Fault::RefuseWith(422, "Pod \"t1-1\" is invalid".to_owned()),
+            "never",
+        ),
         (Fault::Refuse(400), "never"),
         (Fault::RefuseWith(403, RBAC.to_owned()), "unknown"),
         (Fault::Refuse(401), "unknown"),
