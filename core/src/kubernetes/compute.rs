@@ -479,14 +479,15 @@ fn quantity(
     (number * size * factor as f64).ceil() as u64
 }
 
-/// Leaves the filer's configuration in a ConfigMap whose name tells its content, so that pods of
+/// Leaves the filer's configuration in a `ConfigMap` whose name tells its content, so that pods of
 /// an earlier configuration keep theirs.
 async fn leave_config(cluster: &Cluster, config: String) -> Result<String, ApiError> {
     let digest = Sha256::digest(&config);
-    let digest: String = digest[..6]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digest = digest[..6].iter().fold(String::new(), |mut hex, byte| {
+        use std::fmt::Write as _;
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    });
     let name = format!("tesk-filer-{digest}");
     let map = ConfigMap {
         metadata: kube::api::ObjectMeta {

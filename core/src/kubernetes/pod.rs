@@ -44,7 +44,7 @@ use crate::scheduler::AttemptId;
 pub const STOP: &str = "tesk.elixir-cloud.org/stop";
 /// The annotation that holds a small plan, packed.
 pub const PLAN: &str = "tesk.elixir-cloud.org/plan";
-/// The annotation that says how many ConfigMaps hold a large plan.
+/// The annotation that says how many `ConfigMap`s hold a large plan.
 pub const PLAN_PARTS: &str = "tesk.elixir-cloud.org/plan-parts";
 
 /// The name of the first container.
@@ -74,7 +74,7 @@ pub struct Surroundings {
     pub labels: BTreeMap<String, String>,
     /// The labels of the parts of a plan.
     pub plan_labels: BTreeMap<String, String>,
-    /// The ConfigMap with the configuration of the filer, under the key [`FILER_CONFIG`].
+    /// The `ConfigMap` with the configuration of the filer, under the key [`FILER_CONFIG`].
     pub filer_config: String,
     /// Time between a polite and a forced end.
     pub grace: Duration,
@@ -92,7 +92,7 @@ pub const FILER_CONFIG: &str = "filer.toml";
 pub struct Features {
     /// Pods have resources of their own, beside those of their containers (1.34).
     pub pod_resources: bool,
-    /// What every container must ask for at least: a LimitRange.
+    /// What every container must ask for at least: a `LimitRange`.
     pub least: Least,
 }
 
@@ -206,12 +206,11 @@ impl Builder<'_> {
             // A sidecar would never end.
             entry("linkerd.io/inject", "disabled"),
         ]);
-        match &self.volumes.packed {
-            Some(packed) => annotations.extend([entry(PLAN, packed)]),
-            None => {
-                let parts = self.volumes.plan.len().to_string();
-                annotations.extend([entry(PLAN_PARTS, &parts)]);
-            }
+        if let Some(packed) = &self.volumes.packed {
+            annotations.extend([entry(PLAN, packed)]);
+        } else {
+            let parts = self.volumes.plan.len().to_string();
+            annotations.extend([entry(PLAN_PARTS, &parts)]);
         }
         ObjectMeta {
             name: Some(name(attempt)),
@@ -229,14 +228,14 @@ impl Builder<'_> {
             .map(|name| LocalObjectReference { name: name.clone() })
             .collect();
         let init = matches!(settings.install, Install::Init).then(|| {
-            let mut container = self.filer(PREPARE, self.prepare());
+            let mut container = self.filer(PREPARE, prepare());
             container.volume_mounts = Some(self.volumes.filer());
             vec![container]
         });
         PodSpec {
             init_containers: init,
             containers,
-            volumes: Some(self.volumes.volumes.clone()),
+            volumes: Some(self.volumes.all.clone()),
             restart_policy: Some("Never".into()),
             resources: resources::of_pod(self.asked, self.surroundings),
             termination_grace_period_seconds: Some(self.seconds_to_end() as i64),
@@ -274,7 +273,7 @@ impl Builder<'_> {
 
     /// The scheduler ends an attempt in time; this is for when there is none.
     fn active_deadline(&self) -> Option<i64> {
-        const SLACK: Duration = Duration::from_secs(60);
+        const SLACK: Duration = Duration::from_mins(1);
         let limit = self.surroundings.time_limit.map(|limit| limit + SLACK);
         let limit = limit.into_iter().chain(self.asked.time_limit).min()?;
         // The server takes no more.
@@ -316,7 +315,7 @@ impl Builder<'_> {
             container.lifecycle = Some(Lifecycle {
                 post_start: Some(LifecycleHandler {
                     exec: Some(ExecAction {
-                        command: Some(self.prepare()),
+                        command: Some(prepare()),
                     }),
                     ..LifecycleHandler::default()
                 }),
@@ -325,14 +324,6 @@ impl Builder<'_> {
         }
         container.volume_mounts = Some(self.volumes.filer());
         container
-    }
-
-    fn prepare(&self) -> Vec<String> {
-        let mut command = words(["/filer", "prepare"]);
-        command.extend(self.volumes.for_prepare());
-        // What a hook prints is lost.
-        command.extend(words(["--reason", volumes::MESSAGE]));
-        command
     }
 
     fn outputs(&self) -> Container {
@@ -425,6 +416,14 @@ impl Builder<'_> {
             ..Container::default()
         }
     }
+}
+
+fn prepare() -> Vec<String> {
+    let mut command = words(["/filer", "prepare"]);
+    command.extend(Volumes::for_prepare());
+    // What a hook prints is lost.
+    command.extend(words(["--reason", volumes::MESSAGE]));
+    command
 }
 
 fn words<const N: usize>(words: [&str; N]) -> Vec<String> {

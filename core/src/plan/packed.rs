@@ -1,4 +1,4 @@
-//! A plan on its way into a pod: text that fits into annotations and ConfigMaps.
+//! A plan on its way into a pod: text that fits into annotations and `ConfigMap`s.
 
 use std::io::{Read, Write};
 

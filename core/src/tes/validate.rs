@@ -37,7 +37,9 @@ pub struct Rules {
 /// Checks the value of a backend parameter; an error completes a sentence that begins with the
 /// parameter's name: "must be a or b".
 #[derive(Clone)]
-pub struct ParameterCheck(Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>);
+pub struct ParameterCheck(Arc<OfValue>);
+
+type OfValue = dyn Fn(&str) -> Result<(), String> + Send + Sync;
 
 impl ParameterCheck {
     /// The check that `check` makes.

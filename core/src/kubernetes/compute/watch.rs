@@ -16,7 +16,7 @@ use crate::scheduler::compute::AttemptId;
 use crate::scheduler::hints::Hints;
 
 /// How long it may take until all pods are known, at the start.
-const COMPLETE: Duration = Duration::from_secs(60);
+const COMPLETE: Duration = Duration::from_mins(1);
 
 /// The status of every pod.
 #[derive(Debug, Default)]

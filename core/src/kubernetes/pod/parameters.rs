@@ -152,13 +152,11 @@ pub(super) fn check(parameters: &Parameters, key: &str, value: &str) -> Result<(
         },
         "reference_data" if !parameters.reference_data.is_empty() => {
             let known = &parameters.reference_data;
-            match list(value).find(|name| !known.contains_key(*name)) {
-                None => Ok(()),
-                Some(_) => {
-                    let names: Vec<_> = known.keys().map(String::as_str).collect();
-                    Err(format!("must be a list of {}", names.join(", ")))
-                }
+            if list(value).all(|name| known.contains_key(name)) {
+                return Ok(());
             }
+            let names: Vec<_> = known.keys().map(String::as_str).collect();
+            Err(format!("must be a list of {}", names.join(", ")))
         }
         _ if parameters.resources.contains_key(key) => match value.parse::<u32>() {
             Ok(1..=MOST_RESOURCES) => Ok(()),

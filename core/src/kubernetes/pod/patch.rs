@@ -48,14 +48,14 @@ fn known<T: Serialize + DeserializeOwned + Default>(
     merge(&mut whole, &patch, "");
     let read: T = serde_json::from_value(whole).map_err(|error| wrong(&error))?;
     let read = serde_json::to_value(read).map_err(|error| wrong(&error))?;
-    match lost(&patch, &read, String::new()) {
+    match lost(&patch, &read, "") {
         None => Ok(()),
         Some(field) => Err(wrong(&format_args!("Kubernetes has no field {field}"))),
     }
 }
 
 /// The first field of `patch` that is not in `read`.
-fn lost(patch: &Value, read: &Value, at: String) -> Option<String> {
+fn lost(patch: &Value, read: &Value, at: &str) -> Option<String> {
     match (patch, read) {
         (Value::Object(patch), Value::Object(read)) => patch.iter().find_map(|(key, value)| {
             let at = if at.is_empty() {
@@ -64,7 +64,7 @@ fn lost(patch: &Value, read: &Value, at: String) -> Option<String> {
                 format!("{at}.{key}")
             };
             match read.get(key) {
-                Some(read) => lost(value, read, at),
+                Some(read) => lost(value, read, &at),
                 // What is empty is left out when it is written.
                 None => (!is_empty(value)).then_some(at),
             }
@@ -72,7 +72,7 @@ fn lost(patch: &Value, read: &Value, at: String) -> Option<String> {
         (Value::Array(patch), Value::Array(read)) => patch
             .iter()
             .zip(read)
-            .find_map(|(patch, read)| lost(patch, read, at.clone())),
+            .find_map(|(patch, read)| lost(patch, read, at)),
         _ => None,
     }
 }
@@ -91,7 +91,7 @@ pub(super) fn apply(pod: &mut Pod, preemptible: bool, patches: &Patches) -> Resu
     let nothing = [&patches.pod, &patches.executor, &patches.filer]
         .iter()
         .all(|patch| patch.is_empty());
-    if nothing && !(preemptible && !patches.preemptible.is_empty()) {
+    if nothing && (!preemptible || patches.preemptible.is_empty()) {
         return Ok(());
     }
     let json = |patch: &toml::Table| serde_json::to_value(patch).map_err(failed);

@@ -14,7 +14,7 @@ use super::parameters::Asked;
 
 type Amounts = BTreeMap<String, Quantity>;
 
-fn quantity(amount: impl ToString) -> Quantity {
+fn quantity(amount: &impl ToString) -> Quantity {
     Quantity(amount.to_string())
 }
 
@@ -28,23 +28,23 @@ fn amounts<const N: usize>(amounts: [(&str, Quantity); N]) -> Amounts {
 fn least(surroundings: &Surroundings) -> Amounts {
     let least = surroundings.features.least;
     let cpu = match least.millicores {
-        0 => quantity(0),
-        some => quantity(format!("{some}m")),
+        0 => quantity(&0),
+        some => quantity(&format!("{some}m")),
     };
-    amounts([("cpu", cpu), ("memory", quantity(least.memory))])
+    amounts([("cpu", cpu), ("memory", quantity(&least.memory))])
 }
 
 /// All that the task asks for, and no less than the namespace allows.
 fn whole(asked: &Asked, surroundings: &Surroundings) -> Amounts {
     let least = surroundings.features.least;
     let cpu = if u64::from(asked.cpu_cores) * 1000 >= least.millicores {
-        quantity(asked.cpu_cores)
+        quantity(&asked.cpu_cores)
     } else {
-        quantity(format!("{}m", least.millicores))
+        quantity(&format!("{}m", least.millicores))
     };
     amounts([
         ("cpu", cpu),
-        ("memory", quantity(asked.memory.max(least.memory))),
+        ("memory", quantity(&asked.memory.max(least.memory))),
     ])
 }
 
@@ -60,8 +60,8 @@ pub(super) fn of_pod(asked: &Asked, surroundings: &Surroundings) -> Option<Resou
     let memory = asked.memory.max(least.memory * containers);
     Some(ResourceRequirements {
         requests: Some(amounts([
-            ("cpu", quantity(format!("{millicores}m"))),
-            ("memory", quantity(memory)),
+            ("cpu", quantity(&format!("{millicores}m"))),
+            ("memory", quantity(&memory)),
         ])),
         ..ResourceRequirements::default()
     })
@@ -72,7 +72,7 @@ pub(super) fn of_filer(surroundings: &Surroundings) -> ResourceRequirements {
     let memory = memory.max(surroundings.features.least.memory);
     ResourceRequirements {
         requests: Some(least(surroundings)),
-        limits: Some(amounts([("memory", quantity(memory))])),
+        limits: Some(amounts([("memory", quantity(&memory))])),
         claims: None,
     }
 }
@@ -92,7 +92,7 @@ pub(super) fn of_executor(
         .scratch
         .filter(|_| number == 0 && asked.scratch_class.is_none())
     {
-        requests.insert("ephemeral-storage".into(), quantity(size));
+        requests.insert("ephemeral-storage".into(), quantity(&size));
     }
     // These cannot be lent from one container to the next.
     for (name, count) in &asked.extended {

@@ -47,7 +47,7 @@ fn surroundings(toml: &str) -> Surroundings {
         plan_labels: labels("plan"),
         filer_config: "tesk-filer-0123456789ab".into(),
         grace: Duration::from_secs(30),
-        time_limit: Some(Duration::from_secs(86_400)),
+        time_limit: Some(Duration::from_hours(24)),
         features: Features::default(),
     }
 }

@@ -37,14 +37,14 @@ const COLLECT: &str = "/.tesk/collect";
 
 /// The largest packed plan in an annotation; every change of the pod's status carries it along.
 const ANNOTATION: usize = 16 * 1024;
-/// The largest part of a plan in a ConfigMap, which may have 1 MiB in all.
+/// The largest part of a plan in a `ConfigMap`, which may have 1 MiB in all.
 const PART: usize = 1000 * 1024;
 /// The size of a scratch volume of a task that does not say.
 const CLAIM: u64 = 10 << 30;
 
 #[derive(Clone, Debug)]
 pub(super) struct Volumes {
-    pub(super) volumes: Vec<Volume>,
+    pub(super) all: Vec<Volume>,
     /// The plan, if it is small enough for an annotation.
     pub(super) packed: Option<String>,
     /// Else the parts of it.
@@ -69,7 +69,7 @@ impl Volumes {
         asked: &Asked,
     ) -> Result<Self, String> {
         let mut volumes = Self {
-            volumes: vec![
+            all: vec![
                 scratch(asked),
                 empty("bin", None),
                 empty("handover", None),
@@ -86,7 +86,7 @@ impl Volumes {
         };
         volumes.add_plan(attempt, plan, surroundings);
         if volumes.secrets {
-            volumes.volumes.push(Volume {
+            volumes.all.push(Volume {
                 name: "secrets".into(),
                 secret: Some(SecretVolumeSource {
                     secret_name: Some(secret_name(&attempt.task)),
@@ -100,7 +100,7 @@ impl Volumes {
             if let Some(source) = &mut shm.empty_dir {
                 source.medium = Some("Memory".into());
             }
-            volumes.volumes.push(shm);
+            volumes.all.push(shm);
             volumes.extra.push(mount("shm", "/dev/shm"));
         }
         let reference = asked.reference_data.iter().map(|data| ExtraMount {
@@ -160,7 +160,7 @@ impl Volumes {
             }
             sources
         };
-        self.volumes.push(Volume {
+        self.all.push(Volume {
             name: "plan".into(),
             projected: Some(ProjectedVolumeSource {
                 sources: Some(sources),
@@ -211,7 +211,7 @@ impl Volumes {
                 self.extra.push(seen);
             }
         }
-        self.volumes.push(volume);
+        self.all.push(volume);
         Ok(())
     }
 
@@ -254,7 +254,7 @@ impl Volumes {
         mounts
     }
 
-    pub(super) fn for_prepare(&self) -> Vec<String> {
+    pub(super) fn for_prepare() -> Vec<String> {
         super::words([
             "--plan",
             PLAN_DIRECTORY,

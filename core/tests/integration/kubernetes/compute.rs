@@ -12,6 +12,7 @@ use kube::api::PostParams;
 use libtest_mimic::{Failed, Trial};
 use serde_json::{Value, json};
 use tesk_conformance::fake_api::{FakeApi, Fault};
+use tesk_core::config::Span;
 use tesk_core::kubernetes::compute::Options;
 use tesk_core::kubernetes::pod::{PLAN, STOP};
 use tesk_core::kubernetes::{Cluster, KubernetesCompute, Settings};
@@ -64,6 +65,7 @@ pub(super) fn trials_on_a_cluster() -> Vec<Trial> {
     trials![
         "api-server":
         an_attempt_comes_and_goes_on_a_real_server,
+        a_secret_that_is_missing_is_named,
         refusals_of_a_real_server_are_understood,
     ]
 }
@@ -97,8 +99,12 @@ fn large_plan(parts: usize) -> Result<Plan> {
 }
 
 async fn open_on(cluster: Cluster) -> Result<KubernetesCompute> {
+    open_with(cluster, Settings::default()).await
+}
+
+async fn open_with(cluster: Cluster, settings: Settings) -> Result<KubernetesCompute> {
     let options = Options {
-        settings: Settings::default(),
+        settings,
         filer_config: String::new(),
         grace: Duration::from_secs(30),
         time_limit: None,
@@ -289,7 +295,7 @@ async fn a_pod_of_somebody_else_is_not_taken_for_an_attempt() -> Result<()> {
     foreign.submit(&attempt(1), &plan("a")?).await?;
     foreign.submit(&attempt(2), &plan("a")?).await?;
     server.edit("pods", "t1-2", |pod| {
-        pod["metadata"]["labels"] = json!({"app": "x"})
+        pod["metadata"]["labels"] = json!({"app": "x"});
     });
 
     let compute = open(&server).await?;
@@ -534,7 +540,7 @@ async fn a_report_is_read_from_the_log_when_the_message_says_so() -> Result<()> 
     outputs["state"]["terminated"]["finishedAt"] = json!(present());
     run(&server, "t1-1", &json!([outputs]));
     server.edit("pods", "t1-1", |pod| {
-        pod["log"] = json!(format!("progress\n{log}"))
+        pod["log"] = json!(format!("progress\n{log}"));
     });
     until("finished", async || {
         Ok(phase(&compute, &attempt(1)).await? == Phase::Finished(Box::new(finished.clone())))
@@ -735,6 +741,31 @@ async fn an_attempt_comes_and_goes_on_a_real_server() -> Result<()> {
         Ok(compute.attempts().await?.is_empty())
     })
     .await?;
+    space.remove().await
+}
+
+async fn a_secret_that_is_missing_is_named() -> Result<()> {
+    let space = Space::new("secret", json!({})).await?;
+    let mut settings = Settings::default();
+    settings.patience.start = Span(Duration::from_secs(2));
+    let compute = open_with(space.cluster("tesk"), settings).await?;
+    let task: Task = serde_json::from_value(json!({
+        "executors": [{"image": "i:1", "command": ["true"]}],
+        "inputs": [{"path": "/data/in", "type": "FILE", "url": "ftp://me:***@host.test/in"}],
+    }))?;
+    let plan = Plan::new("t1", &task, &UrlSecrets::default())?;
+    compute.submit(&attempt(1), &plan).await?;
+    let mut seen = Phase::Absent;
+    until("it is lost", async || {
+        seen = phase(&compute, &attempt(1)).await?;
+        Ok(seen.is_over())
+    })
+    .await?;
+    let named = "secret \"tesk-t1\" not found";
+    ensure!(
+        matches!(&seen, Phase::Lost { reason, .. } if reason.contains(named)),
+        "{seen:?}"
+    );
     space.remove().await
 }
 

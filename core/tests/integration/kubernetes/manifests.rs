@@ -112,7 +112,10 @@ where
     let object = serde_json::from_value(manifest)?;
     match api.create(&PostParams::default(), &object).await {
         Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
-        other => Ok(drop(other?)),
+        other => {
+            other?;
+            Ok(())
+        }
     }
 }
 

@@ -17,13 +17,13 @@ const PARAMETERS: &str = r#"
     models = { claim = "shared", path = "/ref/models", sub_path = "models/v1" }
 "#;
 
-fn with(parameters: Value) -> Plan {
+fn with(parameters: &Value) -> Plan {
     plan(json!({"resources": {"backend_parameters": parameters}}))
 }
 
 #[test]
 fn every_backend_parameter() {
-    let all = with(json!({
+    let all = with(&json!({
         "GPU": "2", "disktype": "ssd", "priority_class": "tesk-high", "queue": "science",
         "runtime_class": "tesk-sandbox", "storage_class": "fast", "image_pull_secret": "registry",
         "reference_data": "models, genomes", "Time_Limit": "90m",
@@ -101,7 +101,7 @@ const PARAMETERS_OF_OURS: [&str; 7] = super::super::PARAMETERS;
 
 #[test]
 fn a_parameter_that_is_not_allowed_any_more_ends_the_task() {
-    let refused = manifests(&attempt(), &with(json!({"gpu": "1"})), &surroundings(""));
+    let refused = manifests(&attempt(), &with(&json!({"gpu": "1"})), &surroundings(""));
     assert_eq!(
         refused.unwrap_err(),
         "backend parameter gpu is not supported by this server"
@@ -110,7 +110,7 @@ fn a_parameter_that_is_not_allowed_any_more_ends_the_task() {
 
 #[test]
 fn reference_data_named_twice_is_mounted_once() {
-    let plan = with(json!({"reference_data": "genomes,models,genomes"}));
+    let plan = with(&json!({"reference_data": "genomes,models,genomes"}));
     let manifests = made(&plan, &surroundings(PARAMETERS));
     let mounts = container(&manifests, "executor-0")
         .volume_mounts
