@@ -34,7 +34,7 @@ pub struct Settings {
     /// Executors run under the `restricted` Pod Security Standard: images whose user is root do
     /// not start.
     pub restricted: bool,
-    /// CPU cores of a task that does not say.
+    /// CPU cores of a task that does not say; 0 is neither a request nor a limit.
     pub default_cpu_cores: u32,
     /// Memory of a task that does not say.
     pub default_memory: ByteSize,

@@ -83,6 +83,9 @@ pub(super) fn of_executor(
     surroundings: &Surroundings,
 ) -> ResourceRequirements {
     let mut limits = whole(asked, surroundings);
+    if asked.cpu_cores == 0 {
+        limits.remove("cpu");
+    }
     let mut requests = if number == 0 && !surroundings.features.pod_resources {
         whole(asked, surroundings)
     } else {
