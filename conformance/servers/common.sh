@@ -1,6 +1,8 @@
 # What the scripts beside this one share: a directory for data, free ports, servers that are
 # started and, when the script ends, ended. To be sourced, under `set -euo pipefail`.
 
+# Where they listen: loopback, unless who needs them is elsewhere (the pods of conformance/cluster).
+host=${TESK_SERVERS_HOST:-127.0.0.1}
 work=$(mktemp -d)
 pids=()
 stop() {
@@ -17,7 +19,7 @@ trap 'exit 130' INT TERM
 free_port() {
     local port
     while port=$((20000 + RANDOM % 12000)); do
-        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
+        (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null || break
     done
     echo "$port"
 }
@@ -29,7 +31,7 @@ start() {
     setsid "$@" >"$log" 2>&1 &
     pids+=($!)
     for _ in $(seq 300); do
-        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && return
+        (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null && return
         kill -0 "${pids[-1]}" 2>/dev/null || break
         sleep 0.1
     done
