@@ -30,7 +30,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, RwLock};
 
 use place::Place;
 use web::Web;
@@ -39,6 +39,8 @@ use web::Web;
 struct Suite {
     web: Web,
     place: OnceCell<Place>,
+    /// Held for reading by each test, and for writing by one that fills the node.
+    node: RwLock<()>,
 }
 
 impl Suite {
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
     let suite = Arc::new(Suite {
         web,
         place: OnceCell::new(),
+        node: RwLock::new(()),
     });
     let runtime = Arc::new(runtime);
     let trials = subjects(&Tests {
@@ -109,6 +112,27 @@ impl Tests {
     fn trial<F>(&self, name: &str, test: fn(Arc<Suite>) -> F) -> Trial
     where
         F: Future<Output = Result<()>> + 'static,
+    {
+        self.run(name, move |suite| async move {
+            let _beside = suite.node.read().await;
+            test(Arc::clone(&suite)).await
+        })
+    }
+
+    /// One beside which no other runs: it would be starved.
+    fn alone<F>(&self, name: &str, test: fn(Arc<Suite>) -> F) -> Trial
+    where
+        F: Future<Output = Result<()>> + 'static,
+    {
+        self.run(name, move |suite| async move {
+            let _alone = suite.node.write().await;
+            test(Arc::clone(&suite)).await
+        })
+    }
+
+    fn run<F>(&self, name: &str, test: impl FnOnce(Arc<Suite>) -> F + Send + 'static) -> Trial
+    where
+        F: Future<Output = Result<()>>,
     {
         let (runtime, suite) = (Arc::clone(&self.runtime), Arc::clone(&self.suite));
         Trial::test(name, move || {
