@@ -38,12 +38,14 @@ mod tests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tokio::sync::OwnedSemaphorePermit as Permit;
 use tokio::task::JoinSet;
 
-use self::directory::finished;
+use self::directory::{ended, finished};
 use self::limits::Limits;
 use self::retry::with_retries;
 use crate::rooted::RelPath;
+use crate::storage::file::{Short, on_one_thread};
 use crate::storage::{
     Entry, EntryStream, Error, ErrorKind, LocalPath, Registry, Result, StorageUrl,
 };
@@ -56,6 +58,9 @@ pub use settings::Settings;
 /// be read, changed and run by whatever user its image has.
 pub const FETCHED_MODE: u32 = 0o777;
 
+/// The most small files of this machine that one thread moves one after another.
+const IN_TURN: usize = 64;
+
 /// Moves files. Cheap to clone; clones share limits, buffers and progress.
 #[derive(Clone, Debug)]
 pub struct Engine {
@@ -63,6 +68,8 @@ pub struct Engine {
     settings: Arc<Settings>,
     limits: Arc<Limits>,
     counters: Arc<Counters>,
+    /// For small files of this machine.
+    short: Arc<Short>,
 }
 
 /// A file that was moved.
@@ -107,6 +114,7 @@ impl Engine {
             limits: Arc::new(Limits::new(settings)),
             settings: Arc::new(settings.clone()),
             counters: Arc::default(),
+            short: Arc::default(),
         }
     }
 
@@ -162,7 +170,11 @@ impl Engine {
     pub async fn fetch_directory(&self, url: &StorageUrl, to: &LocalPath) -> Result<Vec<Moved>> {
         let url = url.without_trailing_slash();
         let storage = self.registry.route(&url)?;
-        self.fetch_tree(&storage, &url, to).await
+        let (engine, shown, to) = (self.clone(), url.clone(), to.clone());
+        spawned(&shown, async move {
+            engine.fetch_tree(&storage, &url, &to).await
+        })
+        .await
     }
 
     /// Delivers the local file `from` to `url`, with its mode where the storage has modes.
@@ -204,6 +216,11 @@ impl Engine {
     /// Runs the transfer of one file when there is room for another.
     async fn counted(&self, transfer: impl Future<Output = Result<Moved>>) -> Result<Moved> {
         let _permit = self.limits.file().await;
+        self.begun(transfer).await
+    }
+
+    /// Runs the transfer of one file that there is room for.
+    async fn begun(&self, transfer: impl Future<Output = Result<Moved>>) -> Result<Moved> {
         self.counters.expect_file();
         let moved = transfer.await?;
         self.counters.file_done();
@@ -211,12 +228,36 @@ impl Engine {
     }
 }
 
-/// Runs a transfer to `url` on the runtime's own threads, where the connections are: from another
-/// thread each answer would have to wake it. It is stopped when this is dropped.
-async fn spawned(
+/// Does small things on this machine one after another on one thread: to wake one takes longer
+/// than any of them. `permit` is held meanwhile, and `url` is for messages. Between two of them
+/// it is stopped when this is dropped.
+async fn in_turn<T, F>(
     url: &StorageUrl,
-    transfer: impl Future<Output = Result<Moved>> + Send + 'static,
-) -> Result<Moved> {
+    permit: Permit,
+    works: impl Iterator<Item = F> + Send + 'static,
+) -> Result<Vec<T>>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T>> + Send,
+{
+    let working = async move {
+        let _permit = permit;
+        let mut done = Vec::new();
+        for work in works {
+            done.push(work.await?);
+            tokio::task::yield_now().await;
+        }
+        Ok(done)
+    };
+    ended(url, on_one_thread(working).await)
+}
+
+/// Runs a transfer from or to `url` on the runtime's own threads, where the connections are: from
+/// another thread each answer would have to wake it. It is stopped when this is dropped.
+async fn spawned<T: Send + 'static>(
+    url: &StorageUrl,
+    transfer: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
     let mut task = JoinSet::new();
     task.spawn(transfer);
     match task.join_next().await {

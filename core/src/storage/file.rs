@@ -1,15 +1,20 @@
 //! Bytes from and to open files, without blocking the runtime.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::{ByteStream, Error, StorageUrl};
 
@@ -32,19 +37,127 @@ pub async fn blocking<T: Send + 'static>(
 }
 
 /// Drives `work` on one thread on which it may wait for a disk: for a small file, going to
-/// another thread and back takes longer than any step of the work. It is not stopped when this is
-/// dropped.
+/// another thread and back takes longer than any step of the work. When this is dropped, it is
+/// stopped at its next await that waits.
 pub(crate) async fn on_one_thread<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> io::Result<T> {
     let runtime = tokio::runtime::Handle::current();
+    let dropped = CancellationToken::new();
+    let _stops = dropped.clone().drop_guard();
     let driving = tokio::task::spawn_blocking(move || {
         MAY_WAIT.set(true);
-        let done = runtime.block_on(work);
+        let done = runtime.block_on(dropped.run_until_cancelled(work));
         MAY_WAIT.set(false);
         done
     });
-    driving.await.map_err(io::Error::other)
+    let done = driving.await.map_err(io::Error::other)?;
+    done.ok_or_else(|| io::ErrorKind::Interrupted.into())
+}
+
+/// How long something short may take before another thread is there for what waits behind it.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+/// Runs what is short on as few threads as keep up with it: one that is awake takes what waits at
+/// less cost than that of waking another.
+#[derive(Debug, Default)]
+pub(crate) struct Short(Mutex<Queue>);
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Box<dyn FnOnce() + Send>>,
+    threads: usize,
+}
+
+impl Short {
+    /// The same as [`blocking`].
+    pub(crate) async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        if MAY_WAIT.get() {
+            return work();
+        }
+        let (sender, mut done) = oneshot::channel();
+        let are_few = {
+            let mut queue = self.lock();
+            queue.waiting.push_back(Box::new(move || {
+                let _ = sender.send(work());
+            }));
+            queue.waiting.len() > queue.threads
+        };
+        if are_few {
+            self.add_thread();
+        }
+        let done = match tokio::time::timeout(PATIENCE, &mut done).await {
+            Ok(done) => done,
+            Err(_) => {
+                // It may wait behind what turned out to be long.
+                self.add_thread();
+                done.await
+            }
+        };
+        done.map_err(io::Error::other)?
+    }
+
+    fn add_thread(self: &Arc<Self>) {
+        self.lock().threads += 1;
+        let worker = Worker {
+            short: self.clone(),
+            has_left: false,
+        };
+        tokio::task::spawn_blocking(move || worker.run());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue")
+            .field("waiting", &self.waiting.len())
+            .field("threads", &self.threads)
+            .finish()
+    }
+}
+
+/// One of the threads of a queue.
+struct Worker {
+    short: Arc<Short>,
+    has_left: bool,
+}
+
+impl Worker {
+    fn run(mut self) {
+        loop {
+            let mut queue = self.short.lock();
+            let Some(work) = queue.waiting.pop_front() else {
+                queue.threads -= 1;
+                drop(queue);
+                self.has_left = true;
+                return;
+            };
+            drop(queue);
+            // Who waits for it hears of it; the rest need not.
+            let _ = catch_unwind(AssertUnwindSafe(work));
+        }
+    }
+}
+
+impl Drop for Worker {
+    /// It never ran: nobody may wait for it for ever.
+    fn drop(&mut self) {
+        if self.has_left {
+            return;
+        }
+        let mut queue = self.short.lock();
+        queue.threads -= 1;
+        if queue.threads == 0 {
+            queue.waiting.clear();
+        }
+    }
 }
 
 /// Bytes that one read or write of a file moves.
@@ -243,4 +356,60 @@ impl<S: Sink> Writer<S> {
 
 async fn joined<T>(task: JoinHandle<io::Result<T>>) -> io::Result<T> {
     task.await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn short_work_does_not_wait_behind_what_turns_out_to_be_long() {
+        let short = Arc::new(Short::default());
+        let (release, released) = mpsc::channel::<()>();
+        let long = short.blocking(move || released.recv().map_err(io::Error::other));
+        let behind = async {
+            // On the thread of the first, and then on another one.
+            let done = short.blocking(|| Ok(7)).await;
+            release.send(()).unwrap();
+            done
+        };
+        let (first, second) = tokio::join!(long, behind);
+        first.unwrap();
+        assert_eq!(second.unwrap(), 7);
+        while short.lock().threads > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn short_work_that_panics_keeps_nobody_waiting() {
+        let short = Arc::new(Short::default());
+        let panics = short.blocking(|| -> io::Result<()> { panic!("on purpose") });
+        let (panicked, behind) = tokio::join!(panics, short.blocking(|| Ok(7)));
+        assert!(panicked.is_err());
+        assert_eq!(behind.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn what_runs_on_one_thread_stops_when_nobody_waits_for_it() {
+        struct Dropped(Option<oneshot::Sender<()>>);
+        impl Drop for Dropped {
+            fn drop(&mut self) {
+                let _ = self.0.take().map(|sender| sender.send(()));
+            }
+        }
+        let (sender, dropped) = oneshot::channel();
+        let guard = Dropped(Some(sender));
+        let endless = on_one_thread(async move {
+            let _guard = guard;
+            loop {
+                tokio::task::yield_now().await;
+            }
+        });
+        let begun = tokio::time::timeout(Duration::from_millis(20), endless).await;
+        assert!(begun.is_err());
+        dropped.await.unwrap();
+    }
 }

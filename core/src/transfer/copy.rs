@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 
-use super::Engine;
-use super::directory::{Names, ended};
-use crate::rooted::{RelPath, Root, Symlinks, WalkError};
-use crate::storage::file::on_one_thread;
+use super::directory::Names;
+use super::{Engine, IN_TURN, Moved, in_turn, spawned};
+use crate::rooted::{Found, RelPath, Root, Symlinks, Walk, WalkError};
+use crate::storage::file::blocking;
 use crate::storage::source::SMALL;
 use crate::storage::{EntryKind, Error, ErrorKind, LocalPath, Result, StorageUrl};
 
@@ -31,6 +31,24 @@ pub struct Copied {
     pub files: u64,
     /// Bytes of them.
     pub bytes: u64,
+}
+
+impl Copied {
+    fn and(self, other: Self) -> Self {
+        Self {
+            files: self.files + other.files,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}
+
+impl From<Moved> for Copied {
+    fn from(moved: Moved) -> Self {
+        Self {
+            files: 1,
+            bytes: moved.size,
+        }
+    }
 }
 
 impl End {
@@ -74,10 +92,7 @@ impl Engine {
             (End::Url(from), End::Url(to)) => self.copy(from, to).await?,
             (End::Local(_), End::Local(to)) => return Err(no_url(to)),
         };
-        Ok(Copied {
-            files: 1,
-            bytes: moved.size,
-        })
+        Ok(moved.into())
     }
 
     /// Copies everything below a directory into the directory `to`; trees merge. One of the two
@@ -91,7 +106,14 @@ impl Engine {
                     bytes: moved.iter().map(|file| file.size).sum(),
                 })
             }
-            (End::Local(from), End::Url(to)) => self.store_directory(from, to).await,
+            (End::Local(from), End::Url(to)) => {
+                let (engine, from, target) = (self.clone(), from.clone(), to.clone());
+                spawned(
+                    to,
+                    async move { engine.store_directory(&from, &target).await },
+                )
+                .await
+            }
             (End::Url(from), End::Url(to)) => self.copy_listed(from, to).await,
             (End::Local(_), End::Local(to)) => Err(no_url(to)),
         }
@@ -99,36 +121,52 @@ impl Engine {
 
     async fn store_directory(&self, from: &LocalPath, to: &StorageUrl) -> Result<Copied> {
         let cannot = |error| Error::io(&from.url(), "cannot be listed", error);
-        let walk = from.root.walk(&from.path).map_err(cannot)?;
-        let found = walk.map(|found| {
-            found.map_err(|WalkError { path, error }| {
-                Error::io(&from.url(), format!("`{path}` cannot be listed"), error)
-            })
-        });
-        let copies = stream::iter(found).map_ok(async |found| {
-            let url = to.join(text(from, &found.path)?);
-            if found.metadata.is_dir() {
-                self.make_directory(&url).await?;
-                return Ok(None);
-            }
-            let file = LocalPath {
-                root: from.root.clone(),
-                path: from.path.join(&found.path),
-            };
-            let small = found.metadata.len() <= SMALL;
-            let moved = if small && self.registry.route(&url)?.local_path(&url).is_some() {
-                let (engine, target) = (self.clone(), url.clone());
-                self.counted(async {
-                    let moving = async move { engine.store_from(&file, &target).await };
-                    ended(&url, on_one_thread(moving).await)
-                })
-                .await?
-            } else {
-                self.store_file(&file, &url).await?
-            };
-            Ok(Some(moved.size))
-        });
+        let start = from.clone();
+        let walk = blocking(move || start.root.walk(&start.path)).await;
+        let walk = walk.map_err(cannot)?;
+        let in_turn = self.registry.route(to)?.local_path(to).is_some();
+        let groups = walked(walk, from.clone())
+            .map_ok(|found| stream::iter(grouped(found, in_turn).into_iter().map(Ok)))
+            .try_flatten();
+        let copies = groups.map_ok(|group| self.store_found(group, from.clone(), to.clone()));
         sum(copies.try_buffer_unordered(PARALLEL)).await
+    }
+
+    /// Copies one file or directory, or several that are [light](is_light) and stay on this
+    /// machine.
+    async fn store_found(
+        &self,
+        mut group: Vec<Found>,
+        from: LocalPath,
+        to: StorageUrl,
+    ) -> Result<Copied> {
+        if group.len() > 1 {
+            let permit = self.limits.file().await;
+            let (engine, url) = (self.clone(), to.clone());
+            let copies = group.into_iter().map(move |found| {
+                let (engine, from, to) = (engine.clone(), from.clone(), to.clone());
+                async move {
+                    let (file, url) = ends(&from, &to, &found)?;
+                    if found.metadata.is_dir() {
+                        engine.make_directory(&url).await?;
+                        return Ok(Copied::default());
+                    }
+                    let stored = engine.store_from(&file, &url);
+                    Ok(engine.begun(stored).await?.into())
+                }
+            });
+            let copied = in_turn(&url, permit, copies).await?;
+            return Ok(copied.into_iter().fold(Copied::default(), Copied::and));
+        }
+        let Some(found) = group.pop() else {
+            return Ok(Copied::default());
+        };
+        let (file, url) = ends(&from, &to, &found)?;
+        if found.metadata.is_dir() {
+            self.make_directory(&url).await?;
+            return Ok(Copied::default());
+        }
+        Ok(self.store_file(&file, &url).await?.into())
     }
 
     async fn copy_listed(&self, from: &StorageUrl, to: &StorageUrl) -> Result<Copied> {
@@ -148,11 +186,11 @@ impl Engine {
             match entry.kind {
                 EntryKind::Directory => {
                     engine.make_directory(&to).await?;
-                    Ok(None)
+                    Ok(Copied::default())
                 }
                 EntryKind::File(_) => {
                     let moved = engine.copy(&from.join(&entry.path), &to).await?;
-                    Ok(Some(moved.size))
+                    Ok(moved.into())
                 }
             }
         });
@@ -160,24 +198,56 @@ impl Engine {
     }
 }
 
-fn text<'a>(from: &LocalPath, path: &'a RelPath) -> Result<&'a str> {
-    path.as_path().to_str().ok_or_else(|| {
-        let message = format!("`{path}` cannot be copied: its name is not UTF-8");
-        Error::new(ErrorKind::Invalid, &from.url(), message)
+/// What a walk through the directory `from` finds, many at a time.
+fn walked(walk: Walk, from: LocalPath) -> impl Stream<Item = Result<Vec<Found>>> + Send {
+    stream::try_unfold((walk, from), async move |(mut walk, from)| {
+        let reading = blocking(move || {
+            let found: Result<Vec<_>, _> = walk.by_ref().take(IN_TURN).collect();
+            Ok((found, walk))
+        });
+        let cannot = |error| Error::io(&from.url(), "cannot be listed", error);
+        let (found, walk) = reading.await.map_err(cannot)?;
+        let found = found.map_err(|WalkError { path, error }| {
+            Error::io(&from.url(), format!("`{path}` cannot be listed"), error)
+        })?;
+        Ok((!found.is_empty()).then_some((found, (walk, from))))
     })
 }
 
+/// What is copied by itself, and, `in_turn`, together all that is [light](is_light).
+fn grouped(found: Vec<Found>, in_turn: bool) -> Vec<Vec<Found>> {
+    let (light, heavy): (Vec<_>, Vec<_>) = found
+        .into_iter()
+        .partition(|found| in_turn && is_light(found));
+    let mut groups: Vec<_> = heavy.into_iter().map(|found| vec![found]).collect();
+    groups.extend((!light.is_empty()).then_some(light));
+    groups
+}
+
+/// Whether to wake a thread for it takes longer than to copy it.
+fn is_light(found: &Found) -> bool {
+    found.metadata.is_dir() || found.metadata.len() <= SMALL
+}
+
+/// What is found below `from`, and where it goes below `to`.
+fn ends(from: &LocalPath, to: &StorageUrl, found: &Found) -> Result<(LocalPath, StorageUrl)> {
+    let path = &found.path;
+    let name = path.as_path().to_str().ok_or_else(|| {
+        let message = format!("`{path}` cannot be copied: its name is not UTF-8");
+        Error::new(ErrorKind::Invalid, &from.url(), message)
+    })?;
+    let file = LocalPath {
+        root: from.root.clone(),
+        path: from.path.join(path),
+    };
+    Ok((file, to.join(name)))
+}
+
 /// Files and bytes of all that was copied.
-async fn sum(copies: impl Stream<Item = Result<Option<u64>>>) -> Result<Copied> {
+async fn sum(copies: impl Stream<Item = Result<Copied>>) -> Result<Copied> {
     let none = Copied::default();
     copies
-        .try_fold(none, async |mut sum, size| {
-            if let Some(size) = size {
-                sum.files += 1;
-                sum.bytes += size;
-            }
-            Ok(sum)
-        })
+        .try_fold(none, async |sum, copied| Ok(sum.and(copied)))
         .await
 }
 

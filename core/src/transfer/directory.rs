@@ -9,13 +9,22 @@ use futures_util::{StreamExt as _, stream};
 use tokio::task::JoinSet;
 
 use super::retry::{Retry, in_time, stalled};
-use super::{Engine, FETCHED_MODE, Moved};
+use super::{Engine, FETCHED_MODE, IN_TURN, Moved, in_turn};
 use crate::rooted::RelPath;
-use crate::storage::file::{blocking, on_one_thread};
+use crate::storage::file::blocking;
 use crate::storage::source::SMALL;
 use crate::storage::{
-    Entry, EntryKind, EntryStream, Error, ErrorKind, LocalPath, Result, Storage, StorageUrl,
+    Entry, EntryKind, EntryStream, Error, ErrorKind, FileInfo, LocalPath, Result, Storage,
+    StorageUrl,
 };
+
+/// A file that a listing named.
+struct Named {
+    /// Where it is to go, below the directory that is fetched.
+    path: RelPath,
+    from: StorageUrl,
+    info: FileInfo,
+}
 
 impl Engine {
     pub(super) async fn fetch_tree(
@@ -39,11 +48,12 @@ impl Engine {
         storage: &Arc<dyn Storage>,
         url: &StorageUrl,
         to: &LocalPath,
-        files: &mut JoinSet<Result<Moved>>,
+        files: &mut JoinSet<Result<Vec<Moved>>>,
     ) -> Result<Vec<Moved>> {
         make_directory(to, RelPath::default()).await?;
         let mut names = Names::default();
         let mut moved = Vec::new();
+        let mut small = Vec::new();
         let mut retry = Retry::new(&self.settings);
         'listing: loop {
             names.pass += 1;
@@ -71,40 +81,72 @@ impl Engine {
                     make_directory(to, path).await?;
                     continue;
                 };
-                let permit = self.limits.file().await;
-                while let Some(done) = files.try_join_next() {
-                    moved.push(finished(url, done)?);
-                }
-                let (engine, storage, from) =
-                    (self.clone(), storage.clone(), url.join(&entry.path));
-                let to = LocalPath {
-                    root: to.root.clone(),
-                    path: to.path.join(&path),
-                };
-                self.counters.expect_file();
-                let small = info.size.is_some_and(|size| size <= SMALL);
-                let local = small && storage.local_path(&from).is_some();
-                let shown = from.clone();
-                let moving = async move {
-                    let _permit = permit;
-                    let moved = engine
-                        .fetch(&storage, &from, Some(info), &to, false)
-                        .await?;
-                    engine.counters.file_done();
-                    Ok(Moved { path, ..moved })
-                };
-                if local {
-                    files.spawn(async move { ended(&shown, on_one_thread(moving).await) });
+                let from = url.join(&entry.path);
+                let file = Named { path, from, info };
+                let is_small = file.info.size.is_some_and(|size| size <= SMALL);
+                if is_small && storage.local_path(&file.from).is_some() {
+                    small.push(file);
+                    if small.len() < IN_TURN {
+                        continue;
+                    }
+                    let small = std::mem::take(&mut small);
+                    self.fetch_in_turn(storage, small, to, files).await;
                 } else {
-                    files.spawn(moving);
+                    let permit = self.limits.file().await;
+                    let (engine, storage, to) = (self.clone(), storage.clone(), to.clone());
+                    files.spawn(async move {
+                        let _permit = permit;
+                        let moved = engine.fetch_named(&storage, file, &to);
+                        Ok(vec![engine.begun(moved).await?])
+                    });
+                }
+                while let Some(done) = files.try_join_next() {
+                    moved.extend(finished(url, done)?);
                 }
             }
         }
+        if !small.is_empty() {
+            self.fetch_in_turn(storage, small, to, files).await;
+        }
         while let Some(done) = files.join_next().await {
-            moved.push(finished(url, done)?);
+            moved.extend(finished(url, done)?);
         }
         moved.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(moved)
+    }
+
+    async fn fetch_named(
+        &self,
+        storage: &Arc<dyn Storage>,
+        Named { path, from, info }: Named,
+        to: &LocalPath,
+    ) -> Result<Moved> {
+        let to = LocalPath {
+            root: to.root.clone(),
+            path: to.path.join(&path),
+        };
+        let moved = self.fetch(storage, &from, Some(info), &to, false).await?;
+        Ok(Moved { path, ..moved })
+    }
+
+    async fn fetch_in_turn(
+        &self,
+        storage: &Arc<dyn Storage>,
+        small: Vec<Named>,
+        to: &LocalPath,
+        files: &mut JoinSet<Result<Vec<Moved>>>,
+    ) {
+        let permit = self.limits.file().await;
+        let (engine, storage, to) = (self.clone(), storage.clone(), to.clone());
+        files.spawn(async move {
+            let shown = to.url();
+            let one = engine.clone();
+            let transfers = small.into_iter().map(move |file| {
+                let (engine, storage, to) = (one.clone(), storage.clone(), to.clone());
+                async move { engine.begun(engine.fetch_named(&storage, file, &to)).await }
+            });
+            in_turn(&shown, permit, transfers).await
+        });
     }
 
     /// A listing whose errors are scrubbed, and that ends with one when nothing comes.
@@ -143,10 +185,10 @@ async fn make_directory(to: &LocalPath, path: RelPath) -> Result<()> {
     made.map_err(|e| Error::io(&to.url(), "cannot be made", e))
 }
 
-pub(super) fn finished(
+pub(super) fn finished<T>(
     url: &StorageUrl,
-    done: Result<Result<Moved>, tokio::task::JoinError>,
-) -> Result<Moved> {
+    done: Result<Result<T>, tokio::task::JoinError>,
+) -> Result<T> {
     ended(url, done.map_err(io::Error::other))
 }
 

@@ -108,7 +108,7 @@ impl Engine {
             progress.expect(source.size());
             let source = source.with_meter(progress.clone());
             if let Some(content) = source.content() {
-                let written = write_small(to, in_place, content.into()).await;
+                let written = self.write_small(to, in_place, content.into()).await;
                 written.map_err(cannot_write)?;
             } else {
                 let target = open_target(to, in_place).await.map_err(cannot_write)?;
@@ -133,7 +133,7 @@ impl Engine {
         if file.info.size.is_some_and(|size| size <= SMALL) {
             let content = self.read_small(&file, &progress).await?;
             let size = content.len() as u64;
-            let written = write_small(to, in_place, content).await;
+            let written = self.write_small(to, in_place, content).await;
             written.map_err(cannot_write)?;
             progress.keep();
             return Ok(size);
@@ -178,6 +178,23 @@ impl Engine {
         }
         hasher.check(&file.url, wanted)?;
         Ok(content)
+    }
+
+    /// Writes a file whose whole content is in memory: all at once, because going to another
+    /// thread and back takes longer than any step of it.
+    async fn write_small(
+        &self,
+        to: &LocalPath,
+        in_place: bool,
+        content: Vec<u8>,
+    ) -> io::Result<()> {
+        let to = to.clone();
+        let writing = self.short.blocking(move || {
+            let target = Target::open(&to, in_place)?;
+            target.file().write_all_at(&content, 0)?;
+            target.check_and_keep(content.len() as u64)
+        });
+        writing.await
     }
 
     /// What is known of the file at `url`, which must be one.
@@ -297,18 +314,6 @@ impl Engine {
 async fn open_target(to: &LocalPath, in_place: bool) -> io::Result<Target> {
     let to = to.clone();
     blocking(move || Target::open(&to, in_place)).await
-}
-
-/// Writes a file whose whole content is in memory: all at once, because going to another thread
-/// and back takes longer than any step of it.
-async fn write_small(to: &LocalPath, in_place: bool, content: Vec<u8>) -> io::Result<()> {
-    let to = to.clone();
-    blocking(move || {
-        let target = Target::open(&to, in_place)?;
-        target.file().write_all_at(&content, 0)?;
-        target.check_and_keep(content.len() as u64)
-    })
-    .await
 }
 
 fn make_parents(root: &Root, path: &RelPath) -> io::Result<()> {

@@ -301,7 +301,8 @@ impl Engine {
         url: &StorageUrl,
     ) -> Result<Moved> {
         let local = from.clone();
-        let source = blocking(move || Source::local(&local)).await;
+        let opening = self.short.blocking(move || Source::local(&local));
+        let source = opening.await;
         let source = source.map_err(|e| Error::io(named, "cannot be read", e))?;
         self.store(&source, None, storage, url).await
     }
