@@ -94,7 +94,7 @@ fn large_plan(parts: usize) -> Result<Plan> {
             .wrapping_add(1);
         char::from(b' ' + (random >> 33) as u8 % 64)
     };
-    let content: String = (0..900_000 * parts).map(|_| noise()).collect();
+    let content: String = (0..650_000 * parts).map(|_| noise()).collect();
     plan(&content)
 }
 

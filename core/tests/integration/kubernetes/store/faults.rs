@@ -121,7 +121,7 @@ async fn an_update_that_is_cut_off_anywhere_is_whole_and_swept() -> Result<()> {
         let store = open(&server).await?;
         let task = large_task();
         let id = stored(&store, task.clone()).await?;
-        let (before, after) = (noise(1 << 20), noise(1 << 20));
+        let (before, after) = (noise(600 << 10), noise(600 << 10));
         let head = set_logs(&store, &id, &before).await?;
         let carried_out = usize::div_ceil(crash, 2);
         let requests = crash_after(&server, carried_out, crash % 2 == 1);
