@@ -89,13 +89,13 @@ impl Short {
         if are_few {
             self.add_thread();
         }
-        let done = match tokio::time::timeout(PATIENCE, &mut done).await {
-            Ok(done) => done,
-            Err(_) => {
-                // It may wait behind what turned out to be long.
-                self.add_thread();
-                done.await
-            }
+        let in_time = tokio::time::timeout(PATIENCE, &mut done).await;
+        let done = if let Ok(done) = in_time {
+            done
+        } else {
+            // It may wait behind what turned out to be long.
+            self.add_thread();
+            done.await
         };
         done.map_err(io::Error::other)?
     }
