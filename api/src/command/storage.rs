@@ -137,7 +137,7 @@ impl Storage {
             Self::Check(command) => command.execute().await,
             Self::Ls(command) => command.execute().await,
             Self::Stat(command) => command.execute().await,
-            Self::Cp(command) => Box::pin(command.execute()).await,
+            Self::Cp(command) => command.execute().await,
         }
     }
 }

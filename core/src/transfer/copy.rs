@@ -87,9 +87,9 @@ impl Engine {
     /// Copies a file. `to` is the whole name of the copy. One of the two must be a URL.
     pub async fn copy_file(&self, from: &End, to: &End) -> Result<Copied> {
         let moved = match (from, to) {
-            (End::Url(from), End::Local(to)) => self.fetch_file(from, to, false).await?,
-            (End::Local(from), End::Url(to)) => self.store_file(from, to).await?,
-            (End::Url(from), End::Url(to)) => self.copy(from, to).await?,
+            (End::Url(from), End::Local(to)) => Box::pin(self.fetch_file(from, to, false)).await?,
+            (End::Local(from), End::Url(to)) => Box::pin(self.store_file(from, to)).await?,
+            (End::Url(from), End::Url(to)) => Box::pin(self.copy(from, to)).await?,
             (End::Local(_), End::Local(to)) => return Err(no_url(to)),
         };
         Ok(moved.into())
