@@ -252,11 +252,15 @@ impl Shared {
     async fn fetch(&self, id: &TaskId) -> Result<Option<Arc<Entry>>, StoreError> {
         let api: Api<PartialObjectMeta<ConfigMap>> = self.cluster.api();
         let name = head_name(id);
+        let was_known = !matches!(self.index().get(id), Known::No);
         let found = self.cluster.answer(api.get_opt(&name)).await;
         if let Some(object) = found.map_err(|error| failed(&error))? {
             return self.taken(id, &object.metadata);
         }
-        self.forget(id);
+        // One that was not known may have been made since the server looked: it is not gone.
+        if was_known {
+            self.forget(id);
+        }
         Ok(None)
     }
 
