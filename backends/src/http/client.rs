@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url};
@@ -16,12 +16,18 @@ use crate::{client, secret};
 
 /// How many redirects one request follows.
 const MAX_REDIRECTS: usize = 10;
-/// How soon a server hangs up that does so after a refusal.
-const HANGS_UP_IN: Duration = Duration::from_millis(20);
+/// How soon a request fails whose connection the server had closed already.
+const CLOSED_IN: Duration = Duration::from_secs(1);
+
+/// Of a reply: that the request may have been done once before.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Repeated;
 
 /// Sends requests as the options of one entry say.
 pub(super) struct Client {
     http: reqwest::Client,
+    /// Makes a new connection for each request.
+    fresh: reqwest::Client,
     networks: Arc<Networks>,
     credentials: Credentials,
     headers: HeaderMap,
@@ -52,29 +58,9 @@ impl Client {
             deny_hosts: &options.deny_hosts,
             allow_hosts: &options.allow_hosts,
         })?);
-        let mut builder =
-            client::builder(options.ca_file.as_deref(), options.connect_timeout_secs)?;
-        let mut proxy_host = None;
-        builder = match options.proxy.as_deref() {
-            None => builder.no_proxy(),
-            Some("environment") => builder,
-            Some(proxy) => {
-                let unusable = |_| ConfigError("proxy: is no url such as http://host:3128".into());
-                let url = Url::parse(proxy).map_err(|e| unusable(e.to_string()))?;
-                proxy_host = url.host_str().map(str::to_owned);
-                let proxy = reqwest::Proxy::all(url).map_err(|e| unusable(e.to_string()))?;
-                builder.proxy(proxy)
-            }
-        };
-        let http = builder
-            .dns_resolver(CheckedResolver {
-                networks: networks.clone(),
-                proxy: proxy_host,
-            })
-            .build()
-            .map_err(|e| ConfigError(format!("the http client cannot be set up: {e}")))?;
         Ok(Self {
-            http,
+            http: client(options, &networks, None)?,
+            fresh: client(options, &networks, Some(0))?,
             networks,
             credentials: credentials(options)?,
             headers: headers(options)?,
@@ -94,19 +80,9 @@ impl Client {
         let start = request_url(url)?;
         let mut at = start.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let reply = self
-                .send_once(url, &start, &at, method, headers, body)
-                .await?;
+            let reply = self.send_to(url, &start, &at, method, headers, body);
+            let reply = reply.await?;
             let Some(next) = redirection(url, method, &at, &reply)? else {
-                let refused = matches!(
-                    reply.status(),
-                    StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE
-                );
-                if refused && matches!(*method, Method::GET | Method::HEAD) {
-                    // nginx hangs up after these, and does not say so. Given back at once, the
-                    // connection would fail the next request.
-                    tokio::time::sleep(HANGS_UP_IN).await;
-                }
                 return Ok(reply);
             };
             if at.scheme() == "https"
@@ -123,7 +99,10 @@ impl Client {
         Err(Error::new(ErrorKind::Invalid, url, message))
     }
 
-    async fn send_once(
+    /// Sends one request; if the server hung up before it answered, a second time on a connection
+    /// of its own, which the reply's [`Repeated`] tells. Servers close connections that wait for the next request, and do so while that
+    /// is on its way (RFC 9112, 9.3.1): Apache when it has much to do, nginx after some refusals.
+    async fn send_to(
         &self,
         url: &StorageUrl,
         start: &Url,
@@ -133,29 +112,47 @@ impl Client {
         body: Option<&Source>,
     ) -> Result<Response> {
         check_host(&self.networks, at).map_err(|why| refused(url, why.to_string()))?;
-        let mut request = self
-            .http
-            .request(method.clone(), at.clone())
-            .header(ACCEPT_ENCODING, "identity")
-            .headers(headers.clone());
-        if at.origin() == start.origin() {
-            request = request.headers(self.headers.clone());
-            request = match self.credentials_for(url, start) {
-                Credentials::None => request,
-                Credentials::Basic(user, password) => request.basic_auth(user, password),
-                Credentials::Bearer(token) => request.bearer_auth(token),
+        let began = Instant::now();
+        let mut http = &self.http;
+        loop {
+            let mut request = http
+                .request(method.clone(), at.clone())
+                .header(ACCEPT_ENCODING, "identity")
+                .headers(headers.clone());
+            if at.origin() == start.origin() {
+                request = request.headers(self.headers.clone());
+                request = match self.credentials_for(url, start) {
+                    Credentials::None => request,
+                    Credentials::Basic(user, password) => request.basic_auth(user, password),
+                    Credentials::Bearer(token) => request.bearer_auth(token),
+                };
+            }
+            let failed = Arc::new(Mutex::new(None));
+            if let Some(source) = body {
+                let stream = source.read(ByteRange::FULL).await?;
+                request = request.body(super::body_of(stream, failed.clone()));
+            }
+            let repeated = std::ptr::eq(http, &self.fresh);
+            let error = match request.send().await {
+                Ok(mut reply) => {
+                    if repeated {
+                        reply.extensions_mut().insert(Repeated);
+                    }
+                    return Ok(reply);
+                }
+                Err(error) => error,
             };
-        }
-        let failed = Arc::new(Mutex::new(None));
-        if let Some(source) = body {
-            let stream = source.read(ByteRange::FULL).await?;
-            request = request.body(super::body_of(stream, failed.clone()));
-        }
-        request.send().await.map_err(|error| {
             // A source that failed is the cause of the request's failure, not the reverse.
             let source = failed.lock().unwrap_or_else(PoisonError::into_inner).take();
-            source.unwrap_or_else(|| failure(url, error))
-        })
+            if let Some(source) = source {
+                return Err(source);
+            }
+            let hung_up = error.is_request() && !error.is_connect() && !error.is_timeout();
+            if repeated || !hung_up || began.elapsed() >= CLOSED_IN {
+                return Err(failure(url, error));
+            }
+            http = &self.fresh;
+        }
     }
 
     fn credentials_for(&self, url: &StorageUrl, start: &Url) -> Credentials {
@@ -282,6 +279,37 @@ pub(super) fn failure(url: &StorageUrl, error: reqwest::Error) -> Error {
 
 fn refused(url: &StorageUrl, why: String) -> Error {
     Error::new(ErrorKind::Denied, url, why)
+}
+
+/// A client that keeps at most so many idle connections to a host.
+fn client(
+    options: &Options,
+    networks: &Arc<Networks>,
+    idle: Option<usize>,
+) -> Result<reqwest::Client, ConfigError> {
+    let mut builder = client::builder(options.ca_file.as_deref(), options.connect_timeout_secs)?;
+    if let Some(idle) = idle {
+        builder = builder.pool_max_idle_per_host(idle);
+    }
+    let mut proxy_host = None;
+    builder = match options.proxy.as_deref() {
+        None => builder.no_proxy(),
+        Some("environment") => builder,
+        Some(proxy) => {
+            let unusable = |_| ConfigError("proxy: is no url such as http://host:3128".into());
+            let url = Url::parse(proxy).map_err(|e| unusable(e.to_string()))?;
+            proxy_host = url.host_str().map(str::to_owned);
+            let proxy = reqwest::Proxy::all(url).map_err(|e| unusable(e.to_string()))?;
+            builder.proxy(proxy)
+        }
+    };
+    builder
+        .dns_resolver(CheckedResolver {
+            networks: networks.clone(),
+            proxy: proxy_host,
+        })
+        .build()
+        .map_err(|e| ConfigError(format!("the http client cannot be set up: {e}")))
 }
 
 fn credentials(options: &Options) -> Result<Credentials, ConfigError> {

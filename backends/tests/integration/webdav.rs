@@ -55,6 +55,26 @@ fn resource(href: &str, properties: &str) -> String {
     )
 }
 
+#[tokio::test]
+async fn a_move_that_was_done_but_not_answered_is_done() {
+    let reply = |status: &str, body: &str| {
+        let length = body.len();
+        format!(
+            "HTTP/1.1 {status} x\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        )
+    };
+    for (unanswered, fine) in [(true, true), (false, false)] {
+        // The directory, the PUT, a look at what came, the MOVE.
+        let mut replies = vec![reply("207", &listing("")), reply("201", "")];
+        replies.push("HTTP/1.1 200 x\r\nContent-Length: 1\r\nConnection: close\r\n\r\n".into());
+        replies.extend(unanswered.then(String::new));
+        replies.push(reply("404", ""));
+        let at = url(&super::http::raw(replies).await.replace("/file", "/d/file"));
+        let written = write(&storage(&bench(), &at), &at, "x").await;
+        assert_eq!(written.is_ok(), fine, "{written:?}");
+    }
+}
+
 /// A server that answers every `PROPFIND` so.
 async fn listing_server(document: String) -> Server {
     let server = Server::start_dav(None).await;

@@ -102,7 +102,7 @@ impl Dav {
         self.place(&from, &to).await
     }
 
-    /// Moves the file `from` over whatever file is at `to`.
+    /// Moves the file `from`, which is there, over whatever file is at `to`.
     async fn place(&self, from: &StorageUrl, to: &StorageUrl) -> Result<()> {
         if self.move_once(from, to, "F").await? {
             return Ok(());
@@ -137,8 +137,11 @@ impl Dav {
             let mut headers = HeaderMap::from_iter([header("overwrite", overwrite)]);
             headers.insert(HeaderName::from_static("destination"), value);
             let reply = self.send(from, b"MOVE", headers).await?;
+            let repeated = reply.extensions().get::<client::Repeated>().is_some();
             match reply.status() {
                 StatusCode::PRECONDITION_FAILED => return Ok(false),
+                // It was there, so the first of the two has moved it.
+                StatusCode::NOT_FOUND if repeated => return Ok(true),
                 StatusCode::BAD_REQUEST | StatusCode::BAD_GATEWAY
                     if destination != target.path() => {}
                 _ => return done(to, reply).await.map(|()| true),
