@@ -10,6 +10,7 @@
 pub mod cluster;
 pub mod compute;
 mod engine;
+mod follow;
 pub mod pod;
 mod settings;
 pub mod status;

@@ -1,6 +1,7 @@
 //! What `tesk run` and `tesk serve` share: storages, store, scheduler and compute of this
 //! machine.
 
+use std::borrow::Cow;
 use std::fs::{DirBuilder, File};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -37,17 +38,18 @@ pub(super) fn install_crypto() {
 
 /// The storages of `entries`, or the default ones.
 pub(super) fn registry(entries: &[ConfigEntry]) -> Result<Registry, String> {
-    let default;
-    let entries = if entries.is_empty() {
-        default = tesk_backends::default_entries();
-        &default
-    } else {
-        entries
-    };
     PLUGINS
         .get_or_init(tesk_backends::builtin)
-        .build(entries)
+        .build(&or_default(entries))
         .map_err(|error| error.to_string())
+}
+
+fn or_default(entries: &[ConfigEntry]) -> Cow<'_, [ConfigEntry]> {
+    if entries.is_empty() {
+        tesk_backends::default_entries().into()
+    } else {
+        entries.into()
+    }
 }
 
 /// Entries that serve `file:` urls below `directory`, as it was given and as it is without
@@ -123,11 +125,7 @@ struct Storages {
 impl Storages {
     fn of(config: &Config) -> Self {
         Self {
-            storage: if config.storage.is_empty() {
-                tesk_backends::default_entries()
-            } else {
-                config.storage.clone()
-            },
+            storage: or_default(&config.storage).into_owned(),
             transfer: config.transfer.clone(),
         }
     }

@@ -132,7 +132,7 @@ impl Client {
                 let stream = source.read(ByteRange::FULL).await?;
                 request = request.body(super::body_of(stream, failed.clone()));
             }
-            let repeated = std::ptr::eq(http, &self.fresh);
+            let repeated = std::ptr::eq(http, &raw const self.fresh);
             let error = match request.send().await {
                 Ok(mut reply) => {
                     if repeated {

@@ -10,6 +10,7 @@ use crate::scheduler::TaskId;
 use k8s_openapi::NamespaceResourceScope;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, Resource};
+use sha2::{Digest as _, Sha256};
 
 /// The label of everything that this program makes; its value is `tesk`.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
@@ -25,6 +26,14 @@ pub const ATTEMPT: &str = "tesk.elixir-cloud.org/attempt";
 /// The Secret with the passwords of a task's urls, under the key `secrets.json`.
 pub fn secret_name(task: &TaskId) -> String {
     format!("tesk-{task}")
+}
+
+/// What tells contents apart in names and labels: the first half of a SHA-256, in hexadecimal digits.
+pub(super) fn digest(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    let half = digest.iter().take(16);
+    let number = half.fold(0, |number, byte| (number << 8) | u128::from(*byte));
+    format!("{number:032x}")
 }
 
 /// How long the API server may take to answer.

@@ -4,6 +4,7 @@
 //! refuses it refuses at once. A watch keeps the status of all pods in memory; what it does not
 //! know is asked for.
 
+mod server;
 mod watch;
 
 use std::sync::Arc;
@@ -11,18 +12,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
-use k8s_openapi::api::core::v1::{ConfigMap, Event, LimitRange, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{
     DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions,
 };
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
+use self::server::features;
 use self::watch::{Pods, attempt_of, attempt_of_pod, essence};
-use super::cluster::{ATTEMPT, ApiError, Cluster, Part, TASK};
-use super::pod::{self, Features, Least, Manifests, OUTPUTS, PLAN_PARTS, STOP, Surroundings};
+use super::cluster::{ATTEMPT, ApiError, Cluster, Part, TASK, digest};
+use super::follow;
+use super::pod::{self, Manifests, OUTPUTS, PLAN_PARTS, STOP, Surroundings};
 use super::settings::Settings;
 use super::status::{self, Look, Need};
 use crate::plan::Plan;
@@ -91,7 +93,8 @@ impl KubernetesCompute {
             .await
             .map_err(|error| format!("cannot write the filer's configuration: {error}"))?;
         let pods = Arc::new(Pods::default());
-        let watch = tokio::spawn(watch::follow(cluster.clone(), Arc::clone(&pods)));
+        let (followed, of) = (Arc::clone(&pods), cluster.clone());
+        let watch = tokio::spawn(async move { follow::follow(&of, &*followed, None).await });
         Ok(Self {
             surroundings: Surroundings {
                 labels: cluster.labels(Part::Attempt),
@@ -401,94 +404,10 @@ fn failed(attempt: &AttemptId, what: &str, error: &ApiError) -> ComputeError {
     ComputeError(format!("cannot {what} {attempt}: {error}"))
 }
 
-async fn features(cluster: &Cluster) -> Result<Features, String> {
-    let version = cluster
-        .answer(cluster.client().apiserver_version())
-        .await
-        .map_err(|error| format!("cannot ask for the cluster's version: {error}"))?;
-    let digits = |text: &str| {
-        let end = text
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len());
-        text[..end].parse::<u32>().unwrap_or(0)
-    };
-    let version = (digits(&version.major), digits(&version.minor));
-    if version < (1, 25) {
-        return Err(format!(
-            "the cluster is Kubernetes {}.{}; 1.25 or later is needed",
-            version.0, version.1
-        ));
-    }
-    Ok(Features {
-        pod_resources: version >= (1, 34),
-        least: least(cluster).await,
-    })
-}
-
-/// The strictest minimum of the namespace's limit ranges; none if they may not be read.
-async fn least(cluster: &Cluster) -> Least {
-    let api = cluster.api::<LimitRange>();
-    let ranges = match cluster.answer(api.list(&ListParams::default())).await {
-        Ok(ranges) => ranges,
-        Err(error) => {
-            tracing::warn!(%error, "cannot read limit ranges; if there are any, pods may be refused");
-            return Least::default();
-        }
-    };
-    let limits = ranges.into_iter().filter_map(|range| range.spec);
-    let limits = limits.flat_map(|spec| spec.limits);
-    let minima = limits
-        .filter(|limit| limit.type_ == "Container")
-        .filter_map(|limit| limit.min);
-    minima.fold(Least::default(), |least, min| Least {
-        millicores: least.millicores.max(quantity(&min, "cpu", 1000)),
-        memory: least.memory.max(quantity(&min, "memory", 1)),
-    })
-}
-
-/// An amount in units of `1 / factor`, rounded up; 0 if it is not there or cannot be read.
-fn quantity(
-    amounts: &std::collections::BTreeMap<
-        String,
-        k8s_openapi::apimachinery::pkg::api::resource::Quantity,
-    >,
-    name: &str,
-    factor: u64,
-) -> u64 {
-    const UNITS: [(&str, f64); 13] = [
-        ("Ki", 1024.0),
-        ("Mi", 1_048_576.0),
-        ("Gi", 1_073_741_824.0),
-        ("Ti", 1_099_511_627_776.0),
-        ("n", 1e-9),
-        ("u", 1e-6),
-        ("m", 1e-3),
-        ("k", 1e3),
-        ("M", 1e6),
-        ("G", 1e9),
-        ("T", 1e12),
-        ("P", 1e15),
-        ("", 1.0),
-    ];
-    let Some(text) = amounts.get(name).map(|amount| amount.0.trim()) else {
-        return 0;
-    };
-    let unit = UNITS.iter().find(|(unit, _)| text.ends_with(unit));
-    let (unit, size) = unit.unwrap_or(&("", 1.0));
-    let number: f64 = text[..text.len() - unit.len()].parse().unwrap_or(0.0);
-    (number * size * factor as f64).ceil() as u64
-}
-
 /// Leaves the filer's configuration in a `ConfigMap` whose name tells its content, so that pods of
 /// an earlier configuration keep theirs.
 async fn leave_config(cluster: &Cluster, config: String) -> Result<String, ApiError> {
-    let digest = Sha256::digest(&config);
-    let digest = digest[..6].iter().fold(String::new(), |mut hex, byte| {
-        use std::fmt::Write as _;
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    });
-    let name = format!("tesk-filer-{digest}");
+    let name = format!("tesk-filer-{}", &digest(config.as_bytes())[..12]);
     let map = ConfigMap {
         metadata: kube::api::ObjectMeta {
             name: Some(name.clone()),
@@ -500,12 +419,9 @@ async fn leave_config(cluster: &Cluster, config: String) -> Result<String, ApiEr
         binary_data: None,
     };
     let api = cluster.api::<ConfigMap>();
-    match cluster
-        .answer(api.create(&PostParams::default(), &map))
-        .await
-    {
-        Ok(_) => Ok(name),
-        Err(error) if error.is_there() => Ok(name),
-        Err(error) => Err(error),
+    let params = PostParams::default();
+    match cluster.answer(api.create(&params, &map)).await {
+        Err(error) if !error.is_there() => Err(error),
+        _ => Ok(name),
     }
 }

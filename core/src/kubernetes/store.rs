@@ -8,15 +8,15 @@
 //!
 //! - `object`: a head as labels and annotations.
 //! - `text`: documents and logs, in the head or in parts.
-//! - `index`: all heads, in memory. `follow` keeps it in step by a watch of metadata.
+//! - `index`: all heads, in memory. `news` keeps it in step by a watch of metadata.
 //! - `cache`: texts that were used lately.
 //! - `read`: records and pages. `write`: create and update. `key`: idempotency keys. `secret`: passwords. `sweep`:
 //!   retention, and what crashes left.
 
 mod cache;
-mod follow;
 mod index;
 mod key;
+mod news;
 mod object;
 mod read;
 mod secret;
@@ -36,10 +36,11 @@ use kube::Api;
 use kube::core::PartialObjectMeta;
 
 use self::cache::Cache;
-use self::follow::Freshness;
 use self::index::{Index, Known};
+use self::news::Freshness;
 use self::object::{Entry, head_name};
 use super::cluster::{ApiError, Cluster, Part};
+use super::follow;
 use crate::scheduler::store::{
     Created, NewTask, Page, Query, RawRecord, StoreError, TaskStore, Update,
 };
@@ -124,10 +125,13 @@ impl ConfigMapStore {
             freshness: Mutex::default(),
             swept: Mutex::default(),
         });
-        let version = follow::list(&shared)
+        let version = follow::list(&shared.cluster, &*shared)
             .await
             .map_err(|error| failed(&error))?;
-        let follower = tokio::spawn(follow::follow(Arc::clone(&shared), version));
+        let followed = Arc::clone(&shared);
+        let follower = tokio::spawn(async move {
+            follow::follow(&followed.cluster, &*followed, Some(version)).await;
+        });
         Ok(Self { shared, follower })
     }
 

@@ -105,19 +105,9 @@ async fn apply(
                     // The worker says when it has more to tell.
                     Ok(()) => {}
                     Err(Refusal::Busy(reason)) => {
-                        tracing::debug!(%attempt, reason, "no room for an attempt");
                         wake = Some(Timestamp::now().after(settings.busy));
-                        if let Some(logs) = waits(&record.logs, attempt.number, &reason) {
-                            let update = Update {
-                                logs: Some(logs),
-                                ..Update::default()
-                            };
-                            match store.update(&head.id, record.head.version, update).await {
-                                Ok(new) => head = new,
-                                // The next look says it.
-                                Err(StoreError::Conflict) => {}
-                                Err(error) => return Err(error.into()),
-                            }
+                        if let Some(new) = note_wait(store, &record, &attempt, &reason).await? {
+                            head = new;
                         }
                     }
                     Err(Refusal::Never(reason)) => return Ok(Applied::Never(reason)),
@@ -133,6 +123,30 @@ async fn apply(
         head: Some(head),
         wake,
     }))
+}
+
+/// Says in a task's log why an attempt has to wait, if it does not say so yet.
+async fn note_wait(
+    store: &dyn TaskStore,
+    record: &Record,
+    attempt: &AttemptId,
+    reason: &str,
+) -> Result<Option<Head>, StoreError> {
+    tracing::debug!(%attempt, reason, "no room for an attempt");
+    let Some(logs) = waits(&record.logs, attempt.number, reason) else {
+        return Ok(None);
+    };
+    let update = Update {
+        logs: Some(logs),
+        ..Update::default()
+    };
+    let (id, version) = (&record.head.id, record.head.version);
+    match store.update(id, version, update).await {
+        Ok(head) => Ok(Some(head)),
+        // The next look says it.
+        Err(StoreError::Conflict) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes what an attempt left. What cannot be removed now is left to the sweep: the task has

@@ -1,16 +1,14 @@
 //! What is known of all pods, kept up to date by a watch.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use kube::api::ObjectMeta;
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event};
 
-use crate::kubernetes::cluster::{ATTEMPT, Cluster, Part, TASK};
+use crate::kubernetes::cluster::{ATTEMPT, Part, TASK};
+use crate::kubernetes::follow::Follower;
 use crate::kubernetes::pod::{self, PLAN_PARTS, STOP};
 use crate::scheduler::compute::AttemptId;
 use crate::scheduler::hints::Hints;
@@ -68,56 +66,40 @@ impl Pods {
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<AttemptId, Arc<Pod>>> {
         self.known.write().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn take(&self, event: Event<Pod>, listed: &mut HashMap<AttemptId, Arc<Pod>>) {
-        match event {
-            Event::Init => listed.clear(),
-            Event::InitApply(pod) => {
-                if let Some(attempt) = attempt_of_pod(&pod.metadata) {
-                    listed.insert(attempt, Arc::new(essence(pod)));
-                }
-            }
-            Event::InitDone => {
-                let before = std::mem::replace(&mut *self.write(), std::mem::take(listed));
-                self.complete.send_replace(true);
-                let now: Vec<_> = {
-                    let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-                    known.keys().cloned().collect()
-                };
-                // Also those that went while nobody watched.
-                for attempt in before.keys().chain(&now) {
-                    self.hints.send(attempt);
-                }
-            }
-            Event::Apply(pod) => {
-                if let Some(attempt) = attempt_of_pod(&pod.metadata) {
-                    let pod = Arc::new(essence(pod));
-                    self.write().insert(attempt.clone(), pod);
-                    self.hints.send(&attempt);
-                }
-            }
-            Event::Delete(pod) => {
-                if let Some(attempt) = attempt_of_pod(&pod.metadata) {
-                    self.remove(&attempt);
-                    self.hints.send(&attempt);
-                }
-            }
-        }
-    }
 }
 
-/// Keeps `pods` up to date; never ends. A watch that breaks or is too old begins anew with a
-/// list, after a wait that grows.
-pub(super) async fn follow(cluster: Cluster, pods: Arc<Pods>) {
-    let config = watcher::Config::default().labels(&cluster.selector(Part::Attempt));
-    let mut events = watcher::watcher(cluster.api::<Pod>(), config)
-        .default_backoff()
-        .boxed();
-    let mut listed = HashMap::new();
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(event) => pods.take(event, &mut listed),
-            Err(error) => tracing::warn!(%error, "the watch of pods was interrupted"),
+impl Follower for Pods {
+    type Object = Pod;
+    type Id = AttemptId;
+
+    const PART: Part = Part::Attempt;
+
+    fn id(metadata: &ObjectMeta) -> Option<AttemptId> {
+        attempt_of_pod(metadata)
+    }
+
+    fn take(&self, attempt: AttemptId, pod: Pod) {
+        let pod = Arc::new(essence(pod));
+        self.write().insert(attempt.clone(), pod);
+        self.hints.send(&attempt);
+    }
+
+    fn gone(&self, attempt: &AttemptId) {
+        self.remove(attempt);
+        self.hints.send(attempt);
+    }
+
+    /// One that was made since the list is asked for until the watch tells of it.
+    fn keep_only(&self, listed: &HashSet<AttemptId>, _version: Option<u64>) {
+        let gone: Vec<_> = {
+            let mut known = self.write();
+            let gone = known.extract_if(|attempt, _| !listed.contains(attempt));
+            gone.map(|(attempt, _)| attempt).collect()
+        };
+        self.complete.send_replace(true);
+        // Also those that went while nobody watched.
+        for attempt in &gone {
+            self.hints.send(attempt);
         }
     }
 }

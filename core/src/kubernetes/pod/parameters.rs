@@ -101,20 +101,9 @@ pub(in super::super) const NAMES: [&str; 7] = [
 
 /// The parameters that are supported, each with the check of its value, for validation.
 pub fn checks(parameters: &Parameters) -> BTreeMap<String, ParameterCheck> {
-    let lists = [
-        ("priority_class", !parameters.priority_classes.is_empty()),
-        ("queue", !parameters.queues.is_empty()),
-        ("runtime_class", !parameters.runtime_classes.is_empty()),
-        ("storage_class", !parameters.storage_classes.is_empty()),
-        (
-            "image_pull_secret",
-            !parameters.image_pull_secrets.is_empty(),
-        ),
-        ("reference_data", !parameters.reference_data.is_empty()),
-        ("time_limit", parameters.time_limit),
-    ];
-    let names = lists.into_iter().filter(|(_, supported)| *supported);
-    let names = names.map(|(name, _)| name);
+    // Of a name that is not supported every value is refused so.
+    let supported = |name: &&str| check(parameters, name, "") != unsupported();
+    let names = NAMES.into_iter().filter(supported);
     let own = parameters
         .resources
         .keys()
@@ -129,8 +118,11 @@ pub fn checks(parameters: &Parameters) -> BTreeMap<String, ParameterCheck> {
         .collect()
 }
 
+fn unsupported() -> Result<(), String> {
+    Err("is not supported by this server".into())
+}
+
 pub(super) fn check(parameters: &Parameters, key: &str, value: &str) -> Result<(), String> {
-    let unsupported = || Err("is not supported by this server".into());
     let one_of = |allowed: &[String]| {
         if allowed.is_empty() {
             unsupported()

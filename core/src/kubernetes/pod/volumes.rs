@@ -31,6 +31,15 @@ const CONTROL: &str = "/.tesk/control";
 const HANDOVER: &str = "/.tesk/handover";
 const SCRATCH: &str = "/.tesk/scratch";
 const PLAN_DIRECTORY: &str = "/.tesk/plan";
+/// Where the filer finds things, in every container of its.
+const PLACES: [&str; 6] = [
+    "--plan",
+    PLAN_DIRECTORY,
+    "--scratch",
+    SCRATCH,
+    "--handover",
+    HANDOVER,
+];
 const CONFIG: &str = "/.tesk/config";
 const SECRETS: &str = "/.tesk/secrets";
 const COLLECT: &str = "/.tesk/collect";
@@ -255,27 +264,13 @@ impl Volumes {
     }
 
     pub(super) fn for_prepare() -> Vec<String> {
-        super::words([
-            "--plan",
-            PLAN_DIRECTORY,
-            "--scratch",
-            SCRATCH,
-            "--handover",
-            HANDOVER,
-            "--install",
-            BIN,
-        ])
+        let mut arguments = super::words(PLACES);
+        arguments.extend(super::words(["--install", BIN]));
+        arguments
     }
 
     pub(super) fn for_filer(&self) -> Vec<String> {
-        let mut arguments = super::words([
-            "--plan",
-            PLAN_DIRECTORY,
-            "--scratch",
-            SCRATCH,
-            "--handover",
-            HANDOVER,
-        ]);
+        let mut arguments = super::words(PLACES);
         arguments.extend(["--config".into(), format!("{CONFIG}/{FILER_CONFIG}")]);
         if self.secrets {
             arguments.extend(["--secrets".into(), format!("{SECRETS}/secrets.json")]);

@@ -6,9 +6,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
-use super::super::cluster::{Cluster, Part, TASK};
+use super::super::cluster::{Cluster, Part, TASK, digest};
 use crate::scheduler::{Head, Owner, TaskId};
 use crate::tes::State;
 use crate::time::Timestamp;
@@ -204,12 +203,4 @@ impl Entry {
             write: self.write,
         })
     }
-}
-
-/// The first half of a SHA-256, in hexadecimal digits.
-pub(super) fn digest(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    let half = digest.iter().take(16);
-    let number = half.fold(0, |number, byte| (number << 8) | u128::from(*byte));
-    format!("{number:032x}")
 }

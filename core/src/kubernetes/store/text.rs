@@ -14,8 +14,9 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, PostParams};
 use kube::core::ObjectMeta;
 
+use super::super::cluster::digest;
 use super::super::cluster::{ApiError, Cluster, Part, TASK};
-use super::object::{TextRef, digest};
+use super::object::TextRef;
 use super::{MAX_LOGS, StoreError, corrupt, failed};
 use crate::scheduler::TaskId;
 
