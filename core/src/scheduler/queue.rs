@@ -1,7 +1,8 @@
 //! Whose turn it is.
 //!
 //! First come, first served for each user; between users the one with the fewest active tasks
-//! goes first. The task whose turn it is waits until there is room for it, and the others
+//! goes first, and of those with as many the one whose task waits longest. So users get equal
+//! shares, however many tasks each has made. The task whose turn it is waits until there is room for it, and the others
 //! behind it: so a task that needs the whole machine is not passed by small ones for ever.
 
 use std::collections::{BTreeSet, HashMap};
@@ -45,6 +46,19 @@ pub(super) enum Room {
     Never(String),
 }
 
+/// Why a task waits for its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// So many tasks are active as may be in all.
+    All,
+    /// So many tasks of its user are active as may be.
+    User,
+    /// Others are before it.
+    Turn,
+    /// It is its turn, and what it asks for is not free.
+    Room(Capacity),
+}
+
 impl Queue {
     pub(super) fn new(settings: &Settings) -> Self {
         Self {
@@ -80,6 +94,53 @@ impl Queue {
         let (active, (_, id), _) = self.turns.first()?;
         // The others have as many or more.
         (*active < self.max_active_per_user).then_some(id)
+    }
+
+    /// Why a task waits; `None` if it does not.
+    pub(super) fn why(&self, head: &Head, needs: Option<Capacity>) -> Option<Why> {
+        let user = self.users.get(&head.owner.user)?;
+        if !user.waiting.contains(&(head.created, head.id.clone())) {
+            return None;
+        }
+        Some(if user.active >= self.max_active_per_user {
+            Why::User
+        } else if self.held.len() >= self.max_active {
+            Why::All
+        } else if let (Some(needs), Some(first)) = (needs, self.next())
+            && *first == head.id
+        {
+            Why::Room(needs)
+        } else {
+            Why::Turn
+        })
+    }
+
+    /// A reason in words.
+    pub(super) fn say(&self, why: Why) -> String {
+        match why {
+            Why::All if self.max_active == 0 => {
+                "no task is started at present (limits.max_active is 0)".to_owned()
+            }
+            Why::All => format!(
+                "as many tasks are active as may be in all (limits.max_active is {})",
+                self.max_active
+            ),
+            Why::User => format!(
+                "as many tasks of its user are active as may be (limits.max_active_per_user is {})",
+                self.max_active_per_user
+            ),
+            Why::Turn => "other tasks are before it".to_owned(),
+            Why::Room(needs) => format!(
+                "it is the next, when {} CPU cores and {} of memory are free",
+                needs.cores,
+                gib(needs.memory)
+            ),
+        }
+    }
+
+    /// Whether a task is counted as active.
+    pub(super) fn holds(&self, id: &TaskId) -> bool {
+        self.held.contains_key(id)
     }
 
     pub(super) fn room(&self, needs: Capacity) -> Room {
@@ -122,13 +183,15 @@ impl Queue {
         }
     }
 
-    /// Takes a task's share back; fine if it has none.
-    pub(super) fn release(&mut self, id: &TaskId) {
-        if let Some(Held { user, needs }) = self.held.remove(id) {
-            self.change(&user, |user| user.active -= 1);
-            self.used.cores -= needs.cores;
-            self.used.memory = self.used.memory.saturating_sub(needs.memory);
-        }
+    /// Takes a task's share back; `false` if it had none.
+    pub(super) fn release(&mut self, id: &TaskId) -> bool {
+        let Some(Held { user, needs }) = self.held.remove(id) else {
+            return false;
+        };
+        self.change(&user, |user| user.active -= 1);
+        self.used.cores -= needs.cores;
+        self.used.memory = self.used.memory.saturating_sub(needs.memory);
+        true
     }
 
     /// Changes a user and keeps its place among the others right.

@@ -2,7 +2,7 @@
 //!
 //! | state | attempt | what is observed | what follows |
 //! |---|---|---|---|
-//! | QUEUED | none | | its turn: reserve the next number, then submit; else wait |
+//! | QUEUED | none | | its turn: reserve the next number, then submit; else wait, and say why |
 //! | QUEUED | reserved | absent | submit |
 //! | QUEUED… | reserved | pending | wait |
 //! | QUEUED… | reserved | initializing, running | INITIALIZING, RUNNING; ended executors are logged |
@@ -48,6 +48,8 @@ pub enum Action {
 pub enum Admission {
     /// Not now.
     Wait,
+    /// Not now, for a reason that its log shall say.
+    Explained(String),
     /// Now.
     Go,
     /// It can never run here, for this reason.
@@ -120,6 +122,9 @@ impl Decision<'_> {
         if *admission == Admission::Wait {
             return Vec::new();
         }
+        if let Admission::Explained(reason) = admission {
+            return self.waits(reason);
+        }
         let number = head.attempt + 1;
         let logs = (logs.len() < number as usize).then(|| {
             let mut logs = logs.to_vec();
@@ -148,20 +153,23 @@ impl Decision<'_> {
             }
             Phase::Absent => self.lost(attempt, observed, "it has disappeared", false),
             Phase::Pending(None) => Vec::new(),
-            Phase::Pending(Some(reason)) => {
-                let situation = self.situation;
-                match waits(situation.logs, situation.head.attempt, reason) {
-                    Some(logs) => vec![Action::Write(Update {
-                        logs: Some(logs),
-                        ..Update::default()
-                    })],
-                    None => Vec::new(),
-                }
-            }
+            Phase::Pending(Some(reason)) => self.waits(reason),
             Phase::Initializing => self.progress(attempt, observed, &[Event::Assigned]),
             Phase::Running => self.progress(attempt, observed, &[Event::Assigned, Event::Started]),
             Phase::Lost { reason, preempted } => self.lost(attempt, observed, reason, *preempted),
             Phase::Finished(report) => self.finished(attempt, report),
+        }
+    }
+
+    /// It waits: its log says why.
+    fn waits(&self, reason: &str) -> Vec<Action> {
+        let situation = self.situation;
+        match waits(situation.logs, situation.head.attempt, reason) {
+            Some(logs) => vec![Action::Write(Update {
+                logs: Some(logs),
+                ..Update::default()
+            })],
+            None => Vec::new(),
         }
     }
 
@@ -387,7 +395,8 @@ impl Decision<'_> {
 }
 
 /// The logs with a line that says why attempt number `attempt` waits; `None` if they say so
-/// already, or have said enough: what a cluster lacks can be put in ever new words.
+/// already, perhaps with other numbers, or have said enough: what a cluster lacks can be put in
+/// ever new words.
 pub(super) fn waits(logs: &[TaskLog], attempt: u32, reason: &str) -> Option<Vec<TaskLog>> {
     const MOST: usize = 10;
     const WAITS: &str = "waits: ";
@@ -399,11 +408,28 @@ pub(super) fn waits(logs: &[TaskLog], attempt: u32, reason: &str) -> Option<Vec<
         .iter()
         .filter(|there| there.starts_with(WAITS))
         .count();
-    if said >= MOST || there.contains(&line) {
+    if said >= MOST || there.iter().any(|there| same_but_for_numbers(there, &line)) {
         return None;
     }
     there.push(line);
     Some(logs)
+}
+
+fn same_but_for_numbers(a: &str, b: &str) -> bool {
+    fn numbers_cut(text: &str) -> impl Iterator<Item = char> {
+        let mut in_number = false;
+        text.chars().filter_map(move |c| {
+            let digit = c.is_ascii_digit();
+            let first = digit && !in_number;
+            in_number = digit;
+            if first {
+                Some('0')
+            } else {
+                (!digit).then_some(c)
+            }
+        })
+    }
+    numbers_cut(a).eq(numbers_cut(b))
 }
 
 /// The state after those of the events that it can take, in their order: an attempt that is

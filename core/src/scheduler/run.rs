@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::compute::{AttemptId, Compute};
-use super::queue::{Queue, Room};
+use super::queue::{Queue, Room, Why};
 use super::reconcile::Admission;
 use super::record::{Head, TaskId};
 use super::step::{StepError, Stepped, step, sweep_attempts};
@@ -58,8 +58,11 @@ pub struct Settings {
     pub retention: Option<Duration>,
     /// How often every active task is looked at, although nothing was heard of it.
     pub poll: Duration,
-    /// The wait after a compute side that had no room.
+    /// The wait after a compute side that had no room; it doubles each time, up to a minute,
+    /// and more if very many tasks wait for room.
     pub busy: Duration,
+    /// How long a task may wait for its turn before its log says why.
+    pub explain: Duration,
     /// How often old tasks and left-over attempts are looked for.
     pub sweep: Duration,
 }
@@ -92,6 +95,7 @@ impl Default for Settings {
             retention: None,
             poll: Duration::from_secs(10),
             busy: Duration::from_secs(1),
+            explain: Duration::from_secs(10),
             sweep: Duration::from_mins(1),
         }
     }
@@ -109,6 +113,8 @@ impl Scheduler {
             settings: Arc::new(settings),
             tasks: HashMap::new(),
             timers: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            unexplained: BTreeSet::new(),
             steps: JoinSet::new(),
         };
         let token = stop.clone();
@@ -152,6 +158,27 @@ struct Entry {
     wake: Option<Timestamp>,
     /// What it asks for, once it was read.
     needs: Option<Capacity>,
+    /// Since when the compute side has had no room for its attempt, and how often it said so.
+    refused: Option<(Timestamp, u32)>,
+    /// When it is to be looked at why it waits for its turn.
+    explain: Option<Timestamp>,
+    /// Why it waits for its turn, as its log says.
+    explained: Option<Why>,
+}
+
+impl Entry {
+    fn new(head: Head) -> Self {
+        Self {
+            head,
+            stepping: false,
+            dirty: false,
+            wake: None,
+            needs: None,
+            refused: None,
+            explain: None,
+            explained: None,
+        }
+    }
 }
 
 struct Loop {
@@ -161,21 +188,36 @@ struct Loop {
     tasks: HashMap<TaskId, Entry>,
     queue: Queue,
     timers: BTreeSet<(Timestamp, TaskId)>,
+    /// Tasks whose attempts there was no room for, in the order in which they are tried again
+    /// when another has ended.
+    refused: BTreeSet<(Timestamp, TaskId)>,
+    /// When to look why tasks wait for their turn.
+    unexplained: BTreeSet<(Timestamp, TaskId)>,
     steps: JoinSet<(TaskId, Result<Stepped, StepError>)>,
 }
 
 /// The wait before trouble with the store or the compute side is tried again.
 const TROUBLE: Duration = Duration::from_secs(1);
+/// Attempts that are tried again by the clock in a second, of all that there was no room for.
+const RETRIES_PER_SECOND: u32 = 4;
+/// The longest wait of the few that there was no room for.
+const LONG: Duration = Duration::from_mins(1);
+/// How often it is looked why tasks wait for their turn, how many of them are looked at then, and
+/// how many lines are written: many tasks that wait must not keep the store busy.
+const EXPLAIN: Duration = Duration::from_secs(1);
+const EXPLAIN_LOOKS: usize = 500;
+const EXPLAIN_LINES: usize = 20;
 /// Old tasks removed in one go.
 const SWEEP_BATCH: usize = 500;
 
 impl Loop {
     async fn run(&mut self) {
-        let mut records = self.watch_records().await;
         let mut attempts = self.watch_attempts().await;
+        let mut records = self.begin_records().await;
         let mut poll = tokio::time::interval(self.settings.poll);
         let mut sweep = tokio::time::interval(self.settings.sweep);
-        for interval in [&mut poll, &mut sweep] {
+        let mut explain = tokio::time::interval(EXPLAIN);
+        for interval in [&mut poll, &mut sweep, &mut explain] {
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         }
         let mut sweeping = JoinSet::new();
@@ -183,9 +225,20 @@ impl Loop {
             self.admit().await;
             let timer = self.next_timer();
             tokio::select! {
+                // In this order, which does not depend on chance, so that a simulation can be
+                // repeated: what comes seldom is first.
+                biased;
+                _ = sweep.tick(), if sweeping.is_empty() => {
+                    let (store, compute) = (Arc::clone(&self.store), Arc::clone(&self.compute));
+                    sweeping.spawn(sweep_all(store, compute, Arc::clone(&self.settings)));
+                }
+                Some(_) = sweeping.join_next(), if !sweeping.is_empty() => {}
+                _ = poll.tick() => self.look_at_active(),
+                _ = explain.tick(), if !self.unexplained.is_empty() => self.explain(),
+                () = tokio::time::sleep(timer) => self.timers_due(),
                 head = records.next() => match head {
                     Some(head) => self.record_changed(head).await,
-                    None => records = self.watch_records().await,
+                    None => records = self.begin_records().await,
                 },
                 attempt = attempts.next() => match attempt {
                     Some(attempt) => self.look(&attempt.task),
@@ -194,13 +247,6 @@ impl Loop {
                 Some(Ok((id, result))) = self.steps.join_next(), if !self.steps.is_empty() => {
                     self.step_done(&id, result);
                 }
-                () = tokio::time::sleep(timer) => self.timers_due(),
-                _ = poll.tick() => self.look_at_active(),
-                _ = sweep.tick(), if sweeping.is_empty() => {
-                    let (store, compute) = (Arc::clone(&self.store), Arc::clone(&self.compute));
-                    sweeping.spawn(sweep_all(store, compute, Arc::clone(&self.settings)));
-                }
-                Some(_) = sweeping.join_next(), if !sweeping.is_empty() => {}
             }
         }
     }
@@ -214,6 +260,16 @@ impl Loop {
         {
             tracing::warn!("stopped with steps of the scheduler under way");
         }
+    }
+
+    /// Takes in all that is there before anything is decided: who is first, and how many are
+    /// active, is not known before.
+    async fn begin_records(&mut self) -> BoxStream<'static, Head> {
+        let mut records = self.watch_records().await;
+        while let Some(Some(head)) = records.next().now_or_never() {
+            self.record_changed(head).await;
+        }
+        records
     }
 
     async fn watch_records(&self) -> BoxStream<'static, Head> {
@@ -242,28 +298,25 @@ impl Loop {
             self.forget(&id);
             return;
         }
+        let active = head.current_attempt().is_some();
         match self.tasks.get_mut(&id) {
             // Our own writes come back; nothing new.
             Some(entry) if entry.head.version >= head.version => return,
             Some(entry) => entry.head = head,
             None => {
-                if head.current_attempt().is_some() {
-                    // It ran before this scheduler started: it counts, whatever the limits say.
-                    let needs = needs_of(&*self.store, &id, self.settings.defaults).await;
-                    self.queue
-                        .hold(&head, needs.unwrap_or(self.settings.defaults));
-                }
-                let entry = Entry {
-                    head,
-                    stepping: false,
-                    dirty: false,
-                    wake: None,
-                    needs: None,
-                };
-                self.tasks.insert(id.clone(), entry);
+                self.tasks.insert(id.clone(), Entry::new(head));
             }
         }
-        self.look(&id);
+        if active && !self.queue.holds(&id) {
+            // It was started before this scheduler was, or by a step whose end is not known: it
+            // counts, whatever the limits say.
+            let needs = self.needs(&id).await.unwrap_or(self.settings.defaults);
+            self.hold(&id, needs);
+        }
+        // The write may be that of the step under way, which will tell what it has seen.
+        if self.tasks.get(&id).is_some_and(|entry| !entry.stepping) {
+            self.look(&id);
+        }
     }
 
     /// Does what a task needs now: a step, a timer or a place in the queue.
@@ -280,37 +333,104 @@ impl Loop {
         if !waits {
             self.start_step(id, Admission::Wait);
         } else if let Some(time) = head.not_before.filter(|time| *time > Timestamp::now()) {
+            self.release(id);
             self.wake_at(id, time);
+        } else if self.queue.holds(id) {
+            // It had its turn, and how far its step came is not known.
+            self.start_step(id, Admission::Go);
         } else {
             self.queue.push(head);
+            if entry.explain.is_none() {
+                let time = Timestamp::now().after(self.settings.explain);
+                entry.explain = Some(time);
+                self.unexplained.insert((time, id.clone()));
+            }
+        }
+    }
+
+    /// Counts a task as active; fine if it is counted.
+    fn hold(&mut self, id: &TaskId, needs: Capacity) {
+        if let Some(entry) = self.tasks.get_mut(id) {
+            self.queue.hold(&entry.head, needs);
+            if let Some(time) = entry.explain.take() {
+                self.unexplained.remove(&(time, id.clone()));
+            }
+        }
+    }
+
+    /// What a task asks for.
+    async fn needs(&mut self, id: &TaskId) -> Result<Capacity, StoreError> {
+        let defaults = self.settings.defaults;
+        // Without a capacity nobody wants to know, and reading many tasks takes its time.
+        if self.settings.capacity.is_none() {
+            return Ok(defaults);
+        }
+        if let Some(needs) = self.tasks.get(id).and_then(|entry| entry.needs) {
+            return Ok(needs);
+        }
+        let needs = needs_of(&*self.store, id, defaults).await?;
+        if let Some(entry) = self.tasks.get_mut(id) {
+            entry.needs = Some(needs);
+        }
+        Ok(needs)
+    }
+
+    /// Lets the logs of some tasks say why these wait for their turn.
+    fn explain(&mut self) {
+        let now = Timestamp::now();
+        let mut lines = 0;
+        for _ in 0..EXPLAIN_LOOKS {
+            let Some((time, id)) = self.unexplained.first().cloned() else {
+                return;
+            };
+            if time > now || lines == EXPLAIN_LINES {
+                return;
+            }
+            self.unexplained.remove(&(time, id.clone()));
+            let Some(entry) = self.tasks.get_mut(&id) else {
+                continue;
+            };
+            entry.explain = None;
+            let Some(why) = self.queue.why(&entry.head, entry.needs) else {
+                continue;
+            };
+            let again = now.after(LONG);
+            entry.explain = Some(again);
+            self.unexplained.insert((again, id.clone()));
+            if entry.explained != Some(why) && !entry.stepping {
+                entry.explained = Some(why);
+                lines += 1;
+                let reason = self.queue.say(why);
+                self.start_step(&id, Admission::Explained(reason));
+            }
         }
     }
 
     /// Gives turns as long as there is room.
     async fn admit(&mut self) {
         while let Some(id) = self.queue.next().cloned() {
-            let Some(entry) = self.tasks.get_mut(&id) else {
+            let Some(entry) = self.tasks.get(&id) else {
                 // It ended while it waited; the queue was told, so this cannot be.
                 tracing::error!(task = %id, "a task waits that is not known");
                 return;
             };
-            let needs = match entry.needs {
-                Some(needs) => needs,
-                None => match needs_of(&*self.store, &id, self.settings.defaults).await {
-                    Ok(needs) => *entry.needs.insert(needs),
-                    Err(error) => {
-                        tracing::warn!(task = %id, %error, "cannot read a task");
-                        let head = entry.head.clone();
-                        self.queue.remove(&head);
-                        self.wake_at(&id, Timestamp::now().after(TROUBLE));
-                        continue;
-                    }
-                },
-            };
+            if entry.stepping {
+                // Its log is being told why it waits, which soon is over.
+                return;
+            }
             let head = entry.head.clone();
+            let needs = match self.needs(&id).await {
+                Ok(needs) => needs,
+                Err(error) => {
+                    tracing::warn!(task = %id, %error, "cannot read a task");
+                    self.queue.remove(&head);
+                    self.wake_at(&id, Timestamp::now().after(TROUBLE));
+                    continue;
+                }
+            };
             match self.queue.room(needs) {
                 Room::Yes => {
-                    self.queue.hold(&head, needs);
+                    self.hold(&id, needs);
                     self.start_step(&id, Admission::Go);
                 }
                 Room::NotNow => return,
@@ -340,36 +460,42 @@ impl Loop {
 
     fn step_done(&mut self, id: &TaskId, result: Result<Stepped, StepError>) {
         let Some(entry) = self.tasks.get_mut(id) else {
-            self.queue.release(id);
-            return;
+            return self.release(id);
         };
         entry.stepping = false;
-        let dirty = std::mem::take(&mut entry.dirty);
+        let mut dirty = std::mem::take(&mut entry.dirty);
         let wake = match result {
             Ok(Stepped { head: None, .. }) => return self.forget(id),
             Ok(Stepped {
                 head: Some(head),
                 wake,
+                busy,
             }) => {
                 if head.state.is_terminal() {
                     return self.forget(id);
                 }
-                let waits = head.current_attempt().is_none();
                 if entry.head.version <= head.version {
                     entry.head = head;
+                } else {
+                    // The watch has told of something newer meanwhile.
+                    dirty = true;
                 }
-                if waits {
-                    self.queue.release(id);
+                if entry.head.current_attempt().is_none() {
+                    self.release(id);
                     return self.look(id);
                 }
-                wake
+                let needs = entry.needs.unwrap_or(self.settings.defaults);
+                self.hold(id, needs);
+                if busy {
+                    self.refused(id)
+                } else {
+                    self.accepted(id);
+                    wake
+                }
             }
             Err(error) => {
+                // It may have a number now: it keeps what it holds, and the timer's step will tell.
                 tracing::warn!(task = %id, %error, "will try again");
-                if entry.head.current_attempt().is_none() {
-                    // Whether it has a number now is not known; the timer's step will tell.
-                    self.queue.release(id);
-                }
                 Some(Timestamp::now().after(TROUBLE))
             }
         };
@@ -380,14 +506,65 @@ impl Loop {
         }
     }
 
+    /// There was no room for the task's attempt: when to try again.
+    fn refused(&mut self, id: &TaskId) -> Option<Timestamp> {
+        let now = Timestamp::now();
+        let entry = self.tasks.get_mut(id)?;
+        let (since, times) = entry
+            .refused
+            .map_or((now, 0), |(since, times)| (since, times + 1));
+        entry.refused = Some((since, times));
+        self.refused.insert((since, id.clone()));
+        let all = u32::try_from(self.refused.len()).unwrap_or(u32::MAX);
+        let longest = LONG.max(Duration::from_secs((all / RETRIES_PER_SECOND).into()));
+        let factor = 1_u32.checked_shl(times).unwrap_or(u32::MAX);
+        Some(now.after(self.settings.busy.saturating_mul(factor).min(longest)))
+    }
+
+    /// There is room for the task's attempt, if there was none: perhaps there is more.
+    fn accepted(&mut self, id: &TaskId) {
+        if self.no_longer_refused(id) {
+            self.try_refused();
+        }
+    }
+
+    fn no_longer_refused(&mut self, id: &TaskId) -> bool {
+        let entry = self.tasks.get_mut(id);
+        let Some((since, _)) = entry.and_then(|entry| entry.refused.take()) else {
+            return false;
+        };
+        self.refused.remove(&(since, id.clone()))
+    }
+
+    /// Tries the attempt again that there has been no room for the longest.
+    fn try_refused(&mut self) {
+        if let Some((_, id)) = self.refused.first().cloned() {
+            self.look(&id);
+        }
+    }
+
+    /// Takes back what a task holds.
+    fn release(&mut self, id: &TaskId) {
+        self.no_longer_refused(id);
+        if self.queue.release(id) {
+            self.try_refused();
+        }
+    }
+
     fn forget(&mut self, id: &TaskId) {
-        self.queue.release(id);
         if let Some(entry) = self.tasks.remove(id) {
             self.queue.remove(&entry.head);
             if let Some(time) = entry.wake {
                 self.timers.remove(&(time, id.clone()));
             }
+            if let Some(time) = entry.explain {
+                self.unexplained.remove(&(time, id.clone()));
+            }
+            if let Some((since, _)) = entry.refused {
+                self.refused.remove(&(since, id.clone()));
+            }
         }
+        self.release(id);
     }
 
     fn wake_at(&mut self, id: &TaskId, time: Timestamp) {
@@ -421,12 +598,16 @@ impl Loop {
     }
 
     fn look_at_active(&mut self) {
-        let active: Vec<_> = self
+        let mut active: Vec<_> = self
             .tasks
             .values()
-            .filter(|entry| !entry.stepping && entry.head.current_attempt().is_some())
+            .filter(|entry| {
+                !entry.stepping && entry.refused.is_none() && entry.head.current_attempt().is_some()
+            })
             .map(|entry| entry.head.id.clone())
             .collect();
+        // In an order that does not depend on chance, so that a simulation can be repeated.
+        active.sort_unstable();
         for id in active {
             self.look(&id);
         }

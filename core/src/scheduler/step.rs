@@ -16,6 +16,8 @@ pub(super) struct Stepped {
     pub(super) head: Option<Head>,
     /// When to look again, if nothing happens before.
     pub(super) wake: Option<Timestamp>,
+    /// There was no room for its attempt.
+    pub(super) busy: bool,
 }
 
 /// A step could not be finished. Nothing is lost: the next one begins anew.
@@ -42,6 +44,7 @@ pub(super) async fn step(
             return Ok(Stepped {
                 head: None,
                 wake: None,
+                busy: false,
             });
         };
         let observed = match record.head.current_attempt() {
@@ -81,6 +84,7 @@ async fn apply(
     actions: Vec<Action>,
 ) -> Result<Applied, StepError> {
     let mut wake = None;
+    let mut busy = false;
     for action in actions {
         match action {
             Action::Write(update) => match store.update(&head.id, head.version, update).await {
@@ -105,7 +109,7 @@ async fn apply(
                     // The worker says when it has more to tell.
                     Ok(()) => {}
                     Err(Refusal::Busy(reason)) => {
-                        wake = Some(Timestamp::now().after(settings.busy));
+                        busy = true;
                         if let Some(new) = note_wait(store, &record, &attempt, &reason).await? {
                             head = new;
                         }
@@ -122,6 +126,7 @@ async fn apply(
     Ok(Applied::Done(Stepped {
         head: Some(head),
         wake,
+        busy,
     }))
 }
 

@@ -46,8 +46,8 @@ pub trait TaskStore: std::fmt::Debug + Send + Sync + 'static {
     /// Expired idempotency keys go too. Returns the removed ids.
     async fn sweep(&self, before: Timestamp, limit: usize) -> Result<Vec<TaskId>, StoreError>;
 
-    /// Every task that is not terminal now, and from then on each head that is created or
-    /// changed. A slow reader may miss intermediate states of a task, never its last.
+    /// Every task that is not terminal now, all of them at once and without waiting, and from
+    /// then on each head that is created or changed. A slow reader may miss intermediate states of a task, never its last.
     async fn watch(&self) -> Result<BoxStream<'static, Head>, StoreError>;
 
     /// How many tasks are in each state.

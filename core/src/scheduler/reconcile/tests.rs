@@ -412,17 +412,28 @@ fn why_an_attempt_waits_is_said_once_for_each_reason_up_to_a_limit() {
         reconcile(situation, &settings())
     };
     let mut logs = vec![TaskLog::default(); 2];
-    for number in 0..10 {
-        let reason = format!("no room on {number} nodes");
+    for name in 'a'..='j' {
+        let reason = format!("no room on 3 of 40 nodes for {name}");
         let actions = decide(&logs, &reason);
         let (update, rest) = write(&actions);
         assert!(update.state.is_none() && rest.is_empty());
         logs.clone_from(update.logs.as_ref().unwrap());
-        assert!(decide(&logs, &reason).is_empty());
+        // Figures change all the time.
+        let again = format!("no room on 12 of 5 nodes for {name}");
+        assert!(decide(&logs, &again).is_empty());
     }
     assert!(logs[0].system_logs.is_none());
     let lines = logs[1].system_logs.as_ref().unwrap();
     assert_eq!(lines.len(), 10);
-    assert_eq!(lines[3], "waits: no room on 3 nodes");
-    assert!(decide(&logs, "no room on 10 nodes").is_empty());
+    assert_eq!(lines[3], "waits: no room on 3 of 40 nodes for d");
+    assert!(decide(&logs, "no room on 3 of 40 nodes for k").is_empty());
+}
+
+#[test]
+fn a_task_that_waits_for_its_turn_says_why_when_it_is_asked_to() {
+    let admission = Admission::Explained("others are before it".to_owned());
+    let actions = decide_with(&head(State::Queued, 0), None, &admission, &settings());
+    let (update, rest) = write(&actions);
+    assert_eq!(lines(update), "waits: others are before it");
+    assert!(update.attempt.is_none() && update.state.is_none() && rest.is_empty());
 }
