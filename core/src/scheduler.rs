@@ -22,6 +22,7 @@ pub mod reconcile;
 pub mod record;
 pub mod run;
 #[cfg(test)]
+#[cfg(any(feature = "local", feature = "kubernetes"))]
 mod simulation;
 mod step;
 pub mod store;

@@ -14,6 +14,10 @@ pub struct Timestamp(i64);
 impl Timestamp {
     /// The present time of this machine's clock.
     pub fn now() -> Self {
+        #[cfg(all(test, any(feature = "local", feature = "kubernetes")))]
+        if let Some(now) = simulated::now() {
+            return now;
+        }
         Self(jiff::Timestamp::now().as_millisecond())
     }
 
@@ -101,6 +105,42 @@ impl schemars::JsonSchema for Timestamp {
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({ "type": "string", "format": "date-time" })
+    }
+}
+
+/// The clock of simulations: that of Tokio's paused time, for one thread.
+#[cfg(test)]
+#[cfg(any(feature = "local", feature = "kubernetes"))]
+pub(crate) mod simulated {
+    use std::cell::Cell;
+
+    use tokio::time::Instant;
+
+    use super::Timestamp;
+
+    thread_local! {
+        static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
+    }
+
+    /// While it lives, [`Timestamp::now`] of this thread is the time of the Tokio runtime.
+    pub(crate) struct Clock;
+
+    impl Clock {
+        pub(crate) fn begin() -> Self {
+            BEGAN.set(Some(Instant::now()));
+            Self
+        }
+    }
+
+    impl Drop for Clock {
+        fn drop(&mut self) {
+            BEGAN.set(None);
+        }
+    }
+
+    pub(super) fn now() -> Option<Timestamp> {
+        const BEGIN: Timestamp = Timestamp(1_000_000_000_000);
+        BEGAN.get().map(|began| BEGIN.after(began.elapsed()))
     }
 }
 

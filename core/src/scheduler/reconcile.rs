@@ -3,7 +3,7 @@
 //! | state | attempt | what is observed | what follows |
 //! |---|---|---|---|
 //! | QUEUED | none | | its turn: reserve the next number, then submit; else wait, and say why |
-//! | QUEUED | reserved | absent | submit |
+//! | QUEUED | reserved | absent | write, to learn whether this is still so; submit |
 //! | QUEUED… | reserved | pending | wait |
 //! | QUEUED… | reserved | initializing, running | INITIALIZING, RUNNING; ended executors are logged |
 //! | INITIALIZING, RUNNING | reserved | absent | as lost |
@@ -148,8 +148,10 @@ impl Decision<'_> {
     /// It has an attempt and is not being canceled.
     fn active(&self, attempt: AttemptId, observed: &Observed) -> Vec<Action> {
         match &observed.phase {
+            // What was read may be old: another scheduler may have seen the attempt through to its
+            // end and removed it. A write that changes nothing finds out.
             Phase::Absent if self.situation.head.state == State::Queued => {
-                vec![Action::Submit(attempt)]
+                vec![Action::Write(Update::default()), Action::Submit(attempt)]
             }
             Phase::Absent => self.lost(attempt, observed, "it has disappeared", false),
             Phase::Pending(None) => Vec::new(),

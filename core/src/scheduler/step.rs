@@ -176,8 +176,12 @@ pub(super) async fn sweep_attempts(
 ) -> Result<(), StepError> {
     for attempt in compute.attempts().await? {
         let head = store.head(&attempt.task).await?;
+        // A number that the head does not have yet was reserved since the head was read, perhaps
+        // by another scheduler.
         let wanted = head.is_some_and(|head| {
-            !head.state.is_terminal() && head.current_attempt().as_ref() == Some(&attempt)
+            !head.state.is_terminal()
+                && (head.current_attempt().as_ref() == Some(&attempt)
+                    || head.attempt < attempt.number)
         });
         if wanted {
             continue;

@@ -143,9 +143,11 @@ fn nothing_is_submitted_before_the_back_off_is_over() {
 }
 
 #[test]
-fn a_reserved_attempt_that_is_not_there_is_submitted() {
+fn a_reserved_attempt_that_is_not_there_is_submitted_if_the_record_is_not_out_of_date() {
     let actions = decide(&head(State::Queued, 1), Some(Phase::Absent));
-    assert!(matches!(actions.as_slice(), [Action::Submit(attempt)] if attempt.number == 1));
+    let (update, rest) = write(&actions);
+    assert!(update.state.is_none() && update.attempt.is_none() && update.logs.is_none());
+    assert!(matches!(rest, [Action::Submit(attempt)] if attempt.number == 1));
 }
 
 #[test]
