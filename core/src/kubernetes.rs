@@ -4,6 +4,7 @@
 //! - [`store`]: [`TaskStore`](crate::scheduler::TaskStore) in `ConfigMap`s.
 //! - [`compute`]: [`Compute`](crate::scheduler::Compute), a pod for each attempt: [`pod`] makes
 //!   its manifest of a plan, [`status`] reads what became of it. Both are pure functions.
+//! - [`lease`]: which of several engines schedules.
 //! - [`open()`]: all of it put together.
 //! - [`Settings`]: the operator's choices.
 
@@ -11,6 +12,7 @@ pub mod cluster;
 pub mod compute;
 mod engine;
 mod follow;
+pub mod lease;
 pub mod pod;
 mod settings;
 pub mod status;
@@ -18,6 +20,6 @@ pub mod store;
 
 pub use cluster::{Cluster, secret_name};
 pub use compute::KubernetesCompute;
-pub use engine::{ClusterSettings, open};
+pub use engine::{ClusterSettings, open, open_on};
 pub use settings::*;
 pub use store::ConfigMapStore;

@@ -7,6 +7,7 @@
 //! - [`run`]: the loop that applies them, over `step` (one task, once) and `queue` (whose
 //!   turn it is).
 //! - [`engine`]: all of it as one thing.
+//! - [`term`]: which of several engines schedules, and for how long it may act.
 //! - [`cancel()`]: what a client's cancel does to a record.
 //!
 //! Every action is idempotent under a deterministic name, and results are written **before**
@@ -26,6 +27,7 @@ pub mod run;
 mod simulation;
 mod step;
 pub mod store;
+pub mod term;
 #[cfg(any(feature = "local", feature = "kubernetes"))]
 pub(crate) mod watchers;
 
@@ -35,3 +37,4 @@ pub use engine::Engine;
 pub use record::{Head, Owner, Record, TaskId};
 pub use run::{Capacity, Scheduler, Settings};
 pub use store::{Created, NewTask, Page, Query, StoreError, TaskStore, Update};
+pub use term::{Election, Office, Term};

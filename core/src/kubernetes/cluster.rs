@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::Settings;
@@ -11,6 +13,8 @@ use k8s_openapi::NamespaceResourceScope;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, Resource};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// The label of everything that this program makes; its value is `tesk`.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
@@ -36,6 +40,12 @@ pub(super) fn digest(bytes: &[u8]) -> String {
     format!("{number:032x}")
 }
 
+/// The key in the data of a task's head without which the pod of an attempt does not start. It is
+/// there from when the attempt is reserved until it is concluded.
+pub fn permit(attempt: u32) -> String {
+    format!("attempt-{attempt}")
+}
+
 /// How long the API server may take to answer.
 const REQUEST: Duration = Duration::from_secs(30);
 /// How long a connection may take to come about.
@@ -47,6 +57,7 @@ pub struct Cluster {
     client: Client,
     namespace: String,
     instance: String,
+    contact: Arc<Contact>,
 }
 
 impl fmt::Debug for Cluster {
@@ -77,6 +88,8 @@ pub enum Part {
     Key,
     /// The passwords of a task, and the note that there are any.
     Secret,
+    /// What servers agree by on which of them schedules.
+    Lease,
 }
 
 impl Part {
@@ -91,6 +104,7 @@ impl Part {
             Self::Result => "result",
             Self::Key => "idempotency-key",
             Self::Secret => "secret",
+            Self::Lease => "lease",
         }
     }
 }
@@ -134,6 +148,7 @@ impl Cluster {
             client,
             namespace,
             instance,
+            contact: Arc::default(),
         }
     }
 
@@ -145,6 +160,16 @@ impl Cluster {
     /// The namespace.
     pub fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    /// The name of this engine.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Whether the API server answers.
+    pub(super) fn contact(&self) -> &Contact {
+        &self.contact
     }
 
     /// The objects of one kind in the namespace.
@@ -173,20 +198,102 @@ impl Cluster {
         terms.join(",")
     }
 
-    /// Waits for an answer, but not for ever. A request that was given up may still be carried
-    /// out.
+    /// Waits for an answer, but not for ever, and not while the API server is known to be away.
+    /// A request that was given up may still be carried out.
     pub async fn answer<T>(
         &self,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, ApiError> {
-        match tokio::time::timeout(REQUEST, request).await {
-            Ok(answer) => answer.map_err(ApiError::from),
-            Err(_) => Err(ApiError {
-                code: 0,
-                reason: String::new(),
-                message: format!("no answer within {} s", REQUEST.as_secs()),
-            }),
+        tokio::select! {
+            biased;
+            reason = self.contact.lost() => Err(ApiError::silence(reason)),
+            answer = in_time(REQUEST, request) => answer,
         }
+    }
+}
+
+async fn in_time<T>(
+    limit: Duration,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, ApiError> {
+    match tokio::time::timeout(limit, request).await {
+        Ok(answer) => answer.map_err(ApiError::from),
+        Err(_) => {
+            let limit = limit.as_secs_f64();
+            Err(ApiError::silence(format!("no answer within {limit} s")))
+        }
+    }
+}
+
+/// Whether the API server answers, as far as is known: while it does not, nobody waits for it.
+///
+/// Somebody has to [try](Contact::try_out) it again and again; the candidate for the
+/// [lease](super::lease) does.
+#[derive(Debug, Default)]
+pub(super) struct Contact {
+    /// Why it does not.
+    away: watch::Sender<Option<String>>,
+    /// Trials in a row without an answer.
+    failures: AtomicU32,
+}
+
+impl Contact {
+    /// Makes a request whatever is known, and takes in what comes of it. One connection that
+    /// breaks says nothing yet; silence does, and so does a second failure.
+    pub(super) async fn try_out<T>(
+        &self,
+        limit: Duration,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ApiError> {
+        let begun = Instant::now();
+        let answer = in_time(limit, request).await;
+        match &answer {
+            Err(error) if matches!(error.code, 0 | 500..) => {
+                let before = self.failures.fetch_add(1, Ordering::Relaxed);
+                if before > 0 || begun.elapsed() >= limit {
+                    let said = self.away.send_if_modified(|away| {
+                        let news = away.is_none();
+                        if news {
+                            *away = Some(error.message.clone());
+                        }
+                        news
+                    });
+                    if said {
+                        tracing::warn!(%error, "the API server is away; nothing can be written");
+                    }
+                }
+            }
+            _ => {
+                self.failures.store(0, Ordering::Relaxed);
+                if self.away.send_if_modified(|away| away.take().is_some()) {
+                    tracing::info!("the API server is back");
+                }
+            }
+        }
+        answer
+    }
+
+    /// Waits until the API server is away; why.
+    pub(super) async fn lost(&self) -> String {
+        let mut away = self.away.subscribe();
+        let lost = away.wait_for(Option::is_some).await;
+        match lost.map(|reason| reason.clone()) {
+            Ok(Some(reason)) => reason,
+            // It fails only if the sender is gone, which is ours.
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Waits until it is not away any more, if it is.
+    pub(super) async fn back(&self) {
+        let mut away = self.away.subscribe();
+        // As above.
+        let _ = away.wait_for(Option::is_none).await;
+    }
+
+    /// Whether it is away.
+    pub(super) fn is_lost(&self) -> bool {
+        self.away.borrow().is_some()
     }
 }
 
@@ -203,6 +310,15 @@ pub struct ApiError {
 }
 
 impl ApiError {
+    /// There was no answer.
+    fn silence(message: String) -> Self {
+        Self {
+            code: 0,
+            reason: String::new(),
+            message,
+        }
+    }
+
     /// There is no such object.
     pub fn is_not_found(&self) -> bool {
         self.code == 404
@@ -249,11 +365,7 @@ impl From<kube::Error> for ApiError {
                     message = format!("{message}: {error}");
                     source = error.source();
                 }
-                Self {
-                    code: 0,
-                    reason: String::new(),
-                    message,
-                }
+                Self::silence(message)
             }
         }
     }

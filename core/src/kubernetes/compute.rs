@@ -35,7 +35,8 @@ use crate::time::Timestamp;
 /// The lines of a log in which a report is looked for: it is at the end.
 const REPORT_LINES: i64 = 4000;
 
-/// Who owns what is made for a task, so that it goes with the owner.
+/// Who owns what is made for a task, so that it goes with the owner: its record, which also says
+/// which attempt may start.
 pub type Owners = Arc<dyn Fn(&TaskId) -> Option<OwnerReference> + Send + Sync>;
 
 /// What the compute side needs to know.
@@ -263,6 +264,7 @@ impl Compute for KubernetesCompute {
         let mut manifests =
             pod::manifests(attempt, plan, &self.surroundings).map_err(Refusal::Never)?;
         if let Some(owner) = (self.owners)(&attempt.task) {
+            pod::need_permit(&mut manifests.pod, &owner.name, attempt);
             let parts = manifests.plan.iter_mut().map(|part| &mut part.metadata);
             for metadata in parts.chain([&mut manifests.pod.metadata]) {
                 metadata.owner_references = Some(vec![owner.clone()]);

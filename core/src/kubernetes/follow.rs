@@ -131,7 +131,16 @@ pub(super) async fn follow<F: Follower>(
         }
         // Also after an end that was in order, so that a server that ends every watch at once
         // is not asked without pause.
-        tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.0))).await;
+        let pause = tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.0)));
+        let contact = cluster.contact();
+        if contact.is_lost() {
+            tokio::select! {
+                () = pause => {}
+                () = contact.back() => wait = WAIT,
+            }
+        } else {
+            pause.await;
+        }
         wait = (wait * 2).min(MAX_WAIT);
     }
 }

@@ -161,6 +161,23 @@ pub fn manifests(
     })
 }
 
+/// Keeps a pod from starting unless the record of its task has a [permit](super::cluster::permit)
+/// for the attempt: the kubelet waits for a volume whose content is not there.
+///
+/// This is what makes a pod harmless that is made too late, by a request that took long or a
+/// scheduler that was stopped in the middle of it: its attempt is over, or another's.
+pub(super) fn need_permit(pod: &mut Pod, record: &str, attempt: &AttemptId) {
+    let Some(spec) = &mut pod.spec else {
+        return;
+    };
+    let (volume, mount) = volumes::permit(record, attempt);
+    spec.volumes.get_or_insert_default().push(volume);
+    // Only what a container mounts is waited for.
+    if let Some(inputs) = spec.containers.iter_mut().find(|c| c.name == INPUTS) {
+        inputs.volume_mounts.get_or_insert_default().push(mount);
+    }
+}
+
 /// Whether a text can be the value of a label that selects something.
 pub(super) fn is_label_value(value: &str) -> bool {
     let outer = |c: char| c.is_ascii_alphanumeric();

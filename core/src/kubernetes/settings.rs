@@ -56,6 +56,8 @@ pub struct Settings {
     pub parameters: Parameters,
     /// How long a pod may be stuck.
     pub patience: Patience,
+    /// How servers agree on which of them schedules.
+    pub lease: LeaseSettings,
     /// What is merged over the manifests.
     pub patch: Patches,
 }
@@ -84,6 +86,7 @@ impl Default for Settings {
             mounts: Vec::new(),
             parameters: Parameters::default(),
             patience: Patience::default(),
+            lease: LeaseSettings::default(),
             patch: Patches::default(),
         }
     }
@@ -139,6 +142,7 @@ impl Settings {
             }
         }
         self.check_paths()?;
+        self.lease.check()?;
         if self.log_tail.0 < 10 << 10 {
             return Err("kubernetes.log_tail: must be at least 10KiB".into());
         }
@@ -285,6 +289,38 @@ impl Default for Patience {
             start: minutes(15),
             node_lost: minutes(10),
         }
+    }
+}
+
+/// `[kubernetes.lease]`: how servers of one instance agree on which of them schedules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LeaseSettings {
+    /// After how long without a sign of life another takes over.
+    pub duration: Span,
+    /// How often the one that schedules gives it. The others look five times as often.
+    pub renew: Span,
+}
+
+impl Default for LeaseSettings {
+    fn default() -> Self {
+        Self {
+            duration: Span(Duration::from_secs(15)),
+            renew: Span(Duration::from_secs(5)),
+        }
+    }
+}
+
+impl LeaseSettings {
+    fn check(self) -> Result<(), String> {
+        let Self { duration, renew } = self;
+        if renew.0 < Duration::from_millis(100) || renew.0 * 3 > duration.0 {
+            return Err(format!(
+                "kubernetes.lease: renew is {renew} and duration {duration}; renew must be at \
+                 least 100ms, and duration three times as long"
+            ));
+        }
+        Ok(())
     }
 }
 

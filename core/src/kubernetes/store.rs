@@ -61,7 +61,7 @@ const MAX_LOGS: usize = 64 << 20;
 pub struct StoreSettings {
     /// Bytes of documents and logs that are kept in memory.
     pub cache: usize,
-    /// How long the API server may be silent before [`TaskStore::check`] says so.
+    /// How long the API server may be silent before [`TaskStore::stale`] says so.
     pub patience: Duration,
     /// How old an object must be before it counts as left over. More than the longest a create
     /// can take, by far, and than clocks differ.
@@ -161,6 +161,10 @@ impl TaskStore for ConfigMapStore {
         Ok(self.shared.entry(id).await?.map(|entry| entry.head.clone()))
     }
 
+    async fn head_now(&self, id: &TaskId) -> Result<Option<Head>, StoreError> {
+        Ok(self.shared.fetch(id).await?.map(|entry| entry.head.clone()))
+    }
+
     async fn get(&self, id: &TaskId) -> Result<Option<Record>, StoreError> {
         let Some(raw) = self.shared.raw(id).await? else {
             return Ok(None);
@@ -212,8 +216,13 @@ impl TaskStore for ConfigMapStore {
         if self.follower.is_finished() {
             return Err(StoreError::Unavailable("its watch has stopped".to_owned()));
         }
+        Ok(())
+    }
+
+    fn stale(&self) -> Option<Duration> {
+        let lost = self.shared.cluster.contact().is_lost();
         let patience = self.shared.settings.patience;
-        self.shared.freshness().check(patience)
+        self.shared.freshness().stale(patience, lost)
     }
 }
 

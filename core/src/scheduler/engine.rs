@@ -6,13 +6,30 @@ use super::compute::{Compute, ComputeError, Observed};
 use super::record::TaskId;
 use super::run::{Scheduler, Settings};
 use super::store::{StoreError, TaskStore};
+use super::term::{During, Election};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// What runs tasks. Dropping it stops the scheduler; attempts go on.
 #[derive(Debug)]
 pub struct Engine {
     store: Arc<dyn TaskStore>,
     compute: Arc<dyn Compute>,
-    scheduler: Scheduler,
+    scheduling: Scheduling,
+}
+
+#[derive(Debug)]
+enum Scheduling {
+    Always(Scheduler),
+    Elected(Candidate),
+}
+
+/// A scheduler that runs in the terms of this engine. Dropping it stops it without waiting.
+#[derive(Debug)]
+struct Candidate {
+    stop: CancellationToken,
+    done: Option<tokio::task::JoinHandle<()>>,
+    schedules: watch::Receiver<bool>,
 }
 
 impl Engine {
@@ -23,7 +40,32 @@ impl Engine {
         Self {
             store,
             compute,
-            scheduler,
+            scheduling: Scheduling::Always(scheduler),
+        }
+    }
+
+    /// Like [`Engine::start`], where other engines share store and compute side: the scheduler
+    /// runs while this one is elected. Everything else works all the time.
+    pub fn stand(
+        store: Arc<dyn TaskStore>,
+        compute: Arc<dyn Compute>,
+        settings: Settings,
+        election: Arc<dyn Election>,
+    ) -> Self {
+        let candidate =
+            Candidate::start(Arc::clone(&store), Arc::clone(&compute), settings, election);
+        Self {
+            store,
+            compute,
+            scheduling: Scheduling::Elected(candidate),
+        }
+    }
+
+    /// Whether it is this engine that schedules, as it changes; `None` where there is no other.
+    pub fn schedules(&self) -> Option<watch::Receiver<bool>> {
+        match &self.scheduling {
+            Scheduling::Always(_) => None,
+            Scheduling::Elected(candidate) => Some(candidate.schedules.clone()),
         }
     }
 
@@ -45,9 +87,59 @@ impl Engine {
         })
     }
 
-    /// Stops the scheduler and waits until it has. Attempts go on.
+    /// Stops the scheduler and waits until it has; another engine can be elected at once.
+    /// Attempts go on.
     pub async fn stop(self) {
-        self.scheduler.stop().await;
+        match self.scheduling {
+            Scheduling::Always(scheduler) => scheduler.stop().await,
+            Scheduling::Elected(mut candidate) => {
+                candidate.stop.cancel();
+                if let Some(done) = candidate.done.take() {
+                    // A panic in there was reported when it happened.
+                    let _ = done.await;
+                }
+            }
+        }
+    }
+}
+
+impl Candidate {
+    fn start(
+        store: Arc<dyn TaskStore>,
+        compute: Arc<dyn Compute>,
+        settings: Settings,
+        election: Arc<dyn Election>,
+    ) -> Self {
+        let stop = CancellationToken::new();
+        let (says, schedules) = watch::channel(false);
+        let token = stop.clone();
+        let terms = async move {
+            while let Some(term) = token.run_until_cancelled(election.elected()).await {
+                tracing::info!("this server schedules from now on");
+                let (store, compute) = (During::new(&store, &term), During::new(&compute, &term));
+                let scheduler = Scheduler::start(store, compute, settings.clone());
+                says.send_replace(true);
+                token.run_until_cancelled(term.over()).await;
+                says.send_replace(false);
+                if !token.is_cancelled() {
+                    tracing::warn!("this server does not schedule any more");
+                }
+                // After a term, what is under way fails by itself.
+                scheduler.stop().await;
+            }
+            election.resign().await;
+        };
+        Self {
+            stop,
+            done: Some(tokio::spawn(terms)),
+            schedules,
+        }
+    }
+}
+
+impl Drop for Candidate {
+    fn drop(&mut self) {
+        self.stop.cancel();
     }
 }
 

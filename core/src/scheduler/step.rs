@@ -175,15 +175,19 @@ pub(super) async fn sweep_attempts(
     settings: &Settings,
 ) -> Result<(), StepError> {
     for attempt in compute.attempts().await? {
-        let head = store.head(&attempt.task).await?;
         // A number that the head does not have yet was reserved since the head was read, perhaps
         // by another scheduler.
-        let wanted = head.is_some_and(|head| {
-            !head.state.is_terminal()
-                && (head.current_attempt().as_ref() == Some(&attempt)
-                    || head.attempt < attempt.number)
-        });
-        if wanted {
+        let wanted = |head: Option<Head>| {
+            head.is_some_and(|head| {
+                !head.state.is_terminal()
+                    && (head.current_attempt().as_ref() == Some(&attempt)
+                        || head.attempt < attempt.number)
+            })
+        };
+        // Where another engine has scheduled until now, its last attempts may be known before
+        // the records that speak of them.
+        if wanted(store.head(&attempt.task).await?) || wanted(store.head_now(&attempt.task).await?)
+        {
             continue;
         }
         let Observed { phase, .. } = compute.observe(&attempt).await?;

@@ -24,6 +24,12 @@ pub trait TaskStore: std::fmt::Debug + Send + Sync + 'static {
     /// The head of a task.
     async fn head(&self, id: &TaskId) -> Result<Option<Head>, StoreError>;
 
+    /// The head of a task as it is stored now, where [`TaskStore::head`] may not have heard of
+    /// another engine's last change.
+    async fn head_now(&self, id: &TaskId) -> Result<Option<Head>, StoreError> {
+        self.head(id).await
+    }
+
     /// A record without its secrets.
     async fn get(&self, id: &TaskId) -> Result<Option<Record>, StoreError>;
 
@@ -53,8 +59,14 @@ pub trait TaskStore: std::fmt::Debug + Send + Sync + 'static {
     /// How many tasks are in each state.
     async fn counts(&self) -> Result<Vec<(State, u64)>, StoreError>;
 
-    /// Whether the store can answer now.
+    /// Whether the store can answer reads now.
     async fn check(&self) -> Result<(), StoreError>;
+
+    /// How old the answers to reads may be, if that is worth a word; `None` while they are of
+    /// now. Then nothing can be written.
+    fn stale(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// A task to be stored.

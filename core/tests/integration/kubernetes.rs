@@ -2,6 +2,7 @@
 //! one can judge, where `$TESK_CLUSTER` says that `$KUBECONFIG` leads to a cluster for tests.
 
 mod compute;
+mod election;
 mod manifests;
 mod server;
 mod store;
@@ -14,6 +15,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = server::trials();
     trials.extend(store::trials());
     trials.extend(compute::trials());
+    trials.extend(election::trials());
     let mut real = manifests::trials();
     real.extend(compute::trials_on_a_cluster());
     if std::env::var_os("TESK_CLUSTER").is_none_or(|set| set != "1") {

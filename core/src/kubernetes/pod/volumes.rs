@@ -14,7 +14,7 @@ use kube::api::ObjectMeta;
 
 use super::parameters::Asked;
 use super::{FILER_CONFIG, PLAN, STOP, Surroundings, executor};
-use crate::kubernetes::cluster::{ATTEMPT, TASK};
+use crate::kubernetes::cluster::{self, ATTEMPT, TASK};
 use crate::kubernetes::{Audience, ExtraMount, secret_name};
 use crate::plan::{Plan, packed, paths};
 use crate::scheduler::AttemptId;
@@ -43,6 +43,7 @@ const PLACES: [&str; 6] = [
 const CONFIG: &str = "/.tesk/config";
 const SECRETS: &str = "/.tesk/secrets";
 const COLLECT: &str = "/.tesk/collect";
+const PERMIT: &str = "/.tesk/permit";
 
 /// The largest packed plan in an annotation; every change of the pod's status carries it along.
 const ANNOTATION: usize = 16 * 1024;
@@ -391,6 +392,25 @@ fn config(name: &str) -> Volume {
         }),
         ..Volume::default()
     }
+}
+
+/// What is there only while the record has the attempt for the current one.
+pub(super) fn permit(record: &str, attempt: &AttemptId) -> (Volume, VolumeMount) {
+    let volume = Volume {
+        name: "permit".into(),
+        config_map: Some(ConfigMapVolumeSource {
+            name: record.to_owned(),
+            items: Some(vec![KeyToPath {
+                key: cluster::permit(attempt.number),
+                path: "attempt".into(),
+                mode: None,
+            }]),
+            optional: Some(false),
+            default_mode: None,
+        }),
+        ..Volume::default()
+    };
+    (volume, read_only("permit", PERMIT))
 }
 
 fn part_of_plan(

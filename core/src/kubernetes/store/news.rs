@@ -8,8 +8,8 @@ use kube::core::{ObjectMeta, PartialObjectMeta};
 
 use super::super::cluster::{ApiError, Part};
 use super::super::follow::Follower;
+use super::Shared;
 use super::object::{Entry, id_of};
-use super::{Shared, StoreError};
 use crate::scheduler::TaskId;
 
 /// How old the news are.
@@ -17,30 +17,26 @@ use crate::scheduler::TaskId;
 pub(super) struct Freshness {
     /// When the API server was last heard of.
     heard: Instant,
-    /// Why it is not heard of now.
-    failing: Option<String>,
+    /// Whether it is not heard of now.
+    failing: bool,
 }
 
 impl Default for Freshness {
     fn default() -> Self {
         Self {
             heard: Instant::now(),
-            failing: None,
+            failing: false,
         }
     }
 }
 
 impl Freshness {
-    /// Whether the index is in step, but for a gap of `patience`.
-    pub(super) fn check(&self, patience: Duration) -> Result<(), StoreError> {
+    /// How old the index is, if it is out of step for more than `patience`. `lost` says that the
+    /// API server is known to be away.
+    pub(super) fn stale(&self, patience: Duration, lost: bool) -> Option<Duration> {
         let silent = self.heard.elapsed();
-        match &self.failing {
-            Some(reason) if silent > patience => Err(StoreError::Unavailable(format!(
-                "no news from the cluster for {} s: {reason}",
-                silent.as_secs()
-            ))),
-            _ => Ok(()),
-        }
+        let failing = lost || self.failing;
+        (failing && silent > patience).then_some(silent)
     }
 }
 
@@ -76,7 +72,7 @@ impl Follower for Shared {
         *self.freshness() = Freshness::default();
     }
 
-    fn failed(&self, error: &ApiError) {
-        self.freshness().failing = Some(error.to_string());
+    fn failed(&self, _: &ApiError) {
+        self.freshness().failing = true;
     }
 }

@@ -150,7 +150,7 @@ impl Shared {
             Part::Secret => !entry.head.state.is_terminal(),
             Part::Document => is_part(Kind::Document, &entry.document),
             Part::Result => is_part(Kind::Logs, &entry.logs),
-            Part::Attempt | Part::Plan | Part::Config | Part::Record => true,
+            Part::Attempt | Part::Plan | Part::Config | Part::Record | Part::Lease => true,
         });
         if wanted && !expired {
             return Ok(());

@@ -11,6 +11,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::{ObjectMeta, PartialObjectMeta};
 use serde_json::{Value, json};
 
+use super::super::cluster::permit;
 use super::index::Known;
 use super::key::Claim;
 use super::object::{Entry, HEAD, KeyRef, Search, head_name};
@@ -224,7 +225,7 @@ impl Shared {
             }
             None => None,
         };
-        let result = self.patch(&next, logs.as_ref()).await;
+        let result = self.patch(&current, &next, logs.as_ref()).await;
         match (&result, &logs) {
             (Ok(_), Some(text)) => {
                 self.cache().put(id, &text.reference, &text.whole);
@@ -243,7 +244,12 @@ impl Shared {
     }
 
     /// Writes the head anew, if it is still what it was.
-    async fn patch(&self, next: &Entry, logs: Option<&Text>) -> Result<Head, StoreError> {
+    async fn patch(
+        &self,
+        current: &Entry,
+        next: &Entry,
+        logs: Option<&Text>,
+    ) -> Result<Head, StoreError> {
         let id = &next.head.id;
         let mut patch = json!({
             "metadata": {
@@ -253,9 +259,18 @@ impl Shared {
                 "annotations": { HEAD: next.annotation().map_err(corrupt)? },
             },
         });
+        let mut data = serde_json::Map::new();
         if let Some(logs) = logs {
             let inline = logs.inline().map_or(Value::Null, Value::from);
-            patch["data"] = json!({ Kind::Logs.key(): inline });
+            data.insert(Kind::Logs.key().to_owned(), inline);
+        }
+        let (old, new) = (permit_of(&current.head), permit_of(&next.head));
+        if old != new {
+            data.extend(old.map(|old| (old, Value::Null)));
+            data.extend(new.map(|new| (new, Value::from(""))));
+        }
+        if !data.is_empty() {
+            patch["data"] = data.into();
         }
         let api: Api<PartialObjectMeta<ConfigMap>> = self.cluster.api();
         let (name, params) = (head_name(id), PatchParams::default());
@@ -285,6 +300,12 @@ impl Shared {
             None => Err(StoreError::NotFound),
         }
     }
+}
+
+/// The permit that a head gives: to the attempt that it has for the current one.
+fn permit_of(head: &Head) -> Option<String> {
+    let current = head.current_attempt().filter(|_| !head.state.is_terminal());
+    current.map(|attempt| permit(attempt.number))
 }
 
 async fn in_time<T>(write: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
