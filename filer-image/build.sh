@@ -1,24 +1,53 @@
 #!/bin/sh
-# Builds the static filer and its image: an archive for `docker load`, `podman load` and
-# `ctr images import`, made without any of them; and the image in buildah's, podman's or docker's
+# Builds a static program and its image: an archive for `docker load`, `podman load` and
+# `ctr images import`, made without any of them; and the image in podman's, docker's or buildah's
 # own storage, where one of these is there.
 #
-#   filer-image/build.sh [--image NAME:TAG] [amd64|arm64]...
+#   filer-image/build.sh [--image NAME:TAG] [filer|server] [amd64|arm64]...
 #
-# The image is tesk-filer:VERSION and the architecture this machine's unless they are given.
-# Another architecture needs rustup and, for the C parts, its gcc (Debian: gcc-aarch64-linux-gnu
+# `filer` (unless `server` is said) is what runs in the pods of tasks; `server` is `tesk` with all
+# that a cluster's server needs, and no other engine. The image is tesk-filer:VERSION or
+# tesk:VERSION, and the architecture this machine's, unless they are given. Another architecture
+# needs rustup and, for the C parts, its gcc (Debian: gcc-aarch64-linux-gnu
 # libc6-dev-arm64-cross); where that is absent, one line says that it was skipped.
 #
 # Prints the size of the binary and how long it takes to start; fails if it is not static, or if
-# the image is larger than 15 MB.
+# the image is larger than 15 MB (filer) or 30 MB (server).
 set -eu
 cd "$(dirname "$0")/.."
 
-image=tesk-filer:$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+image=
 if [ "${1:-}" = --image ]; then
     image=$2
     shift 2
 fi
+program=filer
+case "${1:-}" in
+filer | server)
+    program=$1
+    shift
+    ;;
+esac
+case $program in
+filer)
+    package=tesk-filer binary=filer profile=filer name=tesk-filer
+    # What it must not know of is not in it.
+    unwanted='kube|k8s-openapi|axum|rusqlite|libsqlite3-sys'
+    largest=15000000 slowest=10000
+    config='{"User":"65532:65532","Entrypoint":["/filer"]}'
+    ;;
+server)
+    package=tesk-api binary=tesk profile=release name=tesk
+    unwanted='rusqlite|libsqlite3-sys|nix'
+    largest=30000000 slowest=20000
+    config='{"User":"65532:65532","Entrypoint":["/tesk"]}'
+    ;;
+esac
+# The filer has no features to leave out.
+features() { [ "$program" = filer ] || echo --no-default-features; }
+
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+image=${image:-$name:$version}
 machine=$(uname -m)
 case $machine in
 x86_64) native=amd64 ;;
@@ -27,10 +56,9 @@ aarch64) native=arm64 ;;
 esac
 [ $# -gt 0 ] || set -- "$native"
 
-# What a filer must not know of is not in it.
-unwanted='^(kube|k8s-openapi|axum|rusqlite|libsqlite3-sys) '
-if cargo tree --locked -p tesk-filer -e normal,build --prefix none | grep -E "$unwanted"; then
-    echo "build.sh: the filer must not depend on these" >&2
+# shellcheck disable=SC2046 # none or one word
+if cargo tree --locked -p "$package" $(features) -e normal,build --prefix none | grep -E "^($unwanted) "; then
+    echo "build.sh: the $program must not depend on these" >&2
     exit 1
 fi
 
@@ -48,69 +76,64 @@ build() {
     esac
     target=$cpu-unknown-linux-musl
     # The C parts (ring) need no C library: without a musl compiler a GNU one will do.
-    name=$(echo "$target" | tr - _)
+    variable=$(echo "$target" | tr - _)
     if [ "$architecture" = "$native" ]; then
-        command -v musl-gcc >/dev/null || export "CC_$name=${CC:-cc}"
+        command -v musl-gcc >/dev/null || export "CC_$variable=${CC:-cc}"
     elif ! command -v rustup >/dev/null || ! command -v "$cpu-linux-gnu-gcc" >/dev/null; then
-        echo "skipped: the filer for $architecture needs rustup and $cpu-linux-gnu-gcc"
+        echo "skipped: the $program for $architecture needs rustup and $cpu-linux-gnu-gcc"
         return
     else
-        export "CC_$name=$cpu-linux-gnu-gcc"
+        export "CC_$variable=$cpu-linux-gnu-gcc"
         # Rust brings the linker and the C library.
-        export "CARGO_TARGET_$(echo "$name" | tr '[:lower:]' '[:upper:]')_RUSTFLAGS=-Clinker=rust-lld -Clink-self-contained=yes"
+        export "CARGO_TARGET_$(echo "$variable" | tr '[:lower:]' '[:upper:]')_RUSTFLAGS=-Clinker=rust-lld -Clink-self-contained=yes"
     fi
     if command -v rustup >/dev/null; then
         rustup target add "$target"
     fi
-    cargo build --locked --profile filer --target "$target" -p tesk-filer --bin filer
+    # shellcheck disable=SC2046
+    cargo build --locked --profile "$profile" --target "$target" -p "$package" --bin "$binary" $(features)
 
-    binary=${CARGO_TARGET_DIR:-target}/$target/filer/filer
-    if LC_ALL=C grep -aq 'ld-linux\|ld-musl' "$binary"; then
+    built=${CARGO_TARGET_DIR:-target}/$target/$profile/$binary
+    if LC_ALL=C grep -aq 'ld-linux\|ld-musl' "$built"; then
         echo "build.sh: the binary is not static" >&2
         exit 1
     fi
-    echo "binary: $binary"
-    size=$(($(wc -c <"$binary") / 1024))
-    echo "size: $size KiB"
-    if [ "$size" -ge 12288 ]; then
-        echo "build.sh: the filer is to be under 12 MiB" >&2
-        exit 1
-    fi
+    echo "binary: $built"
+    echo "size: $(($(wc -c <"$built") / 1024)) KiB"
     if [ "$architecture" = "$native" ]; then
         starts=20
         begin=$(date +%s%N)
         for _ in $(seq $starts); do
-            "$binary" --version >/dev/null
+            "$built" --version >/dev/null
         done
         start=$((($(date +%s%N) - begin) / starts / 1000))
         echo "start-up: $start µs"
-        if [ "$start" -ge 10000 ]; then
-            echo "build.sh: the filer is to start in under 10 ms" >&2
+        if [ "$start" -ge "$slowest" ]; then
+            echo "build.sh: the $program is to start in under $((slowest / 1000)) ms" >&2
             exit 1
         fi
     fi
 
     rm -rf "$context/root"
     mkdir "$context/root"
-    install -m 755 "$binary" "$context/root/filer"
-    archive=$out/tesk-filer-$architecture.tar
-    filer-image/make-image "$image" "$context/root" "$archive" \
-        '{"User":"65532:65532","Entrypoint":["/filer"]}' "$architecture"
+    install -m 755 "$built" "$context/root/$binary"
+    archive=$out/$name-$architecture.tar
+    filer-image/make-image "$image" "$context/root" "$archive" "$config" "$architecture"
     # Unpacked, as a node keeps it.
-    if [ "$(wc -c <"$context/root/filer")" -gt 15000000 ] || [ "$(wc -c <"$archive")" -gt 15000000 ]; then
-        echo "build.sh: the image is to be at most 15 MB" >&2
+    if [ "$(wc -c <"$built")" -gt "$largest" ] || [ "$(wc -c <"$archive")" -gt "$largest" ]; then
+        echo "build.sh: the image is to be at most $((largest / 1000000)) MB" >&2
         exit 1
     fi
     echo "image: $image for $architecture in $archive ($(($(wc -c <"$archive") / 1024)) KiB)"
 
     [ "$architecture" = "$native" ] || return 0
-    for builder in buildah podman docker; do
-        if command -v "$builder" >/dev/null; then
-            "$builder" build --tag "$image" --file filer-image/Containerfile "$context/root"
-            echo "image: $image in the storage of $builder"
-            return
-        fi
-    done
+    if command -v podman >/dev/null; then
+        podman load --quiet --input "$archive"
+    elif command -v docker >/dev/null; then
+        docker load --quiet --input "$archive"
+    elif command -v buildah >/dev/null; then
+        buildah pull --quiet "docker-archive:$archive"
+    fi
 }
 
 for architecture; do build "$architecture"; done

@@ -36,6 +36,7 @@
 //! no Kubernetes, no HTTP.
 
 pub mod config;
+pub mod local;
 pub mod plan;
 pub mod process;
 pub mod rooted;
@@ -48,5 +49,3 @@ pub mod transfer;
 
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
-#[cfg(feature = "local")]
-pub mod local;

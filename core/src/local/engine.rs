@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::compute::{self, Launcher, LocalCompute};
-use super::runtime::{ContainerArguments, Runtime, RuntimeChoice};
+use super::runtime::Runtime;
 use super::sandbox;
+use super::settings::{ContainerArguments, RuntimeChoice};
 use super::store::{self, SqliteStore};
 use crate::scheduler::{self, Capacity, Engine};
 
