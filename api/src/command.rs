@@ -82,6 +82,10 @@ enum Command {
     /// Look at storages and copy between them, with the configuration of a server
     #[command(subcommand)]
     Storage(storage::Storage),
+    /// Remove everything that the Kubernetes engine has made in its namespace, records included
+    ///
+    /// Pods of running tasks are ended. No server may be left that would go on with them.
+    Purge(admin::Purge),
     /// Make entries for the users file of a server
     #[command(subcommand)]
     Auth(admin::Auth),
@@ -197,6 +201,7 @@ impl Command {
             Self::Cancel(command) => command.execute().await,
             Self::Logs(command) => command.execute().await,
             Self::Wait(command) => command.execute().await,
+            Self::Purge(command) => command.execute().await,
             Self::Auth(command) => command.execute(),
             Self::Storage(command) => command.execute().await,
             Self::Config(command) => command.execute().await,

@@ -29,7 +29,7 @@ pub mod s3;
 #[cfg(any(feature = "ftp", feature = "http", feature = "opendal", feature = "s3"))]
 mod secret;
 #[cfg(any(feature = "ftp", feature = "http", feature = "opendal", feature = "s3"))]
-mod tls;
+pub mod tls;
 
 use tesk_core::storage::registry::Prefixes;
 use tesk_core::storage::{ConfigEntry, RegistryBuilder};

@@ -1,4 +1,4 @@
-//! Whom backends trust.
+//! Whom backends, and clients that use this, trust.
 
 use std::fmt;
 use std::path::Path;
@@ -9,8 +9,9 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use tesk_core::storage::ConfigError;
 
-/// Trusts the system's certificates, or Mozilla's where it has none, and those of `ca_file`.
-pub(crate) fn client_config(
+/// Trusts the system's certificates, or Mozilla's where it has none, and those of `ca_file`. So
+/// it works in an image that holds nothing but a program.
+pub fn client_config(
     ca_file: Option<&Path>,
     versions: &[&'static SupportedProtocolVersion],
 ) -> Result<rustls::ClientConfig, ConfigError> {

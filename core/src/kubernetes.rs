@@ -6,6 +6,7 @@
 //!   its manifest of a plan, [`status`] reads what became of it. Both are pure functions.
 //! - [`lease`]: which of several engines schedules.
 //! - [`open()`]: all of it put together.
+//! - [`purge()`]: all of it removed.
 //! - [`Settings`]: the operator's choices.
 
 pub mod cluster;
@@ -14,6 +15,7 @@ mod engine;
 mod follow;
 pub mod lease;
 pub mod pod;
+mod purge;
 mod settings;
 pub mod status;
 pub mod store;
@@ -21,5 +23,6 @@ pub mod store;
 pub use cluster::{Cluster, secret_name};
 pub use compute::KubernetesCompute;
 pub use engine::{ClusterSettings, open, open_on};
+pub use purge::purge;
 pub use settings::*;
 pub use store::ConfigMapStore;

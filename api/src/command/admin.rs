@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::{Args, CommandFactory, Subcommand};
 
 use super::storage::probe;
-use super::{Cli, Failure, Outcome, engine, print};
+use super::{Cli, Failure, Outcome, engine, print, start_log};
 use crate::auth::{UsersFile, basic, users};
 use crate::config::Config;
 
@@ -128,6 +128,34 @@ impl ConfigCommand {
             probe::Options::default(),
         ))
         .await
+    }
+}
+
+/// `tesk purge`
+#[derive(Debug, Args)]
+pub(super) struct Purge {
+    /// The configuration file; its [kubernetes] says which cluster, namespace and instance
+    #[arg(long, value_name = "FILE", env = "TESK_CONFIG")]
+    config: Option<PathBuf>,
+    /// Needed, as nothing of it comes back
+    #[arg(long)]
+    yes: bool,
+}
+
+impl Purge {
+    pub(super) async fn execute(self) -> Outcome {
+        let config = Config::load(self.config.as_deref(), std::env::vars())?;
+        if !self.yes {
+            let instance = &config.kubernetes.instance;
+            let text = format!(
+                "this removes all tasks of the instance {instance} and ends those that run; say --yes"
+            );
+            return Err(Failure::Error(text));
+        }
+        start_log("warn");
+        engine::install_crypto();
+        tesk_core::kubernetes::purge(&config.kubernetes).await?;
+        print("removed\n")
     }
 }
 

@@ -27,7 +27,11 @@ impl Client {
     pub(super) fn new(remote: &Remote) -> Result<Self, String> {
         let base = base(&remote.server)?;
         super::engine::install_crypto();
+        // reqwest's own choice fails where the system has no certificates.
+        let tls = tesk_backends::tls::client_config(None, rustls::ALL_VERSIONS)
+            .map_err(|error| error.to_string())?;
         let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
             .connect_timeout(Duration::from_secs(10))
             .timeout(Duration::from_mins(1))
             .user_agent(concat!("tesk/", env!("CARGO_PKG_VERSION")))
