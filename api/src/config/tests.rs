@@ -93,6 +93,32 @@ fn every_key_is_in_the_example() {
 }
 
 #[test]
+fn the_chart_takes_every_key_but_those_that_it_sets_itself() {
+    let schema = include_str!("../../../deploy/helm/tesk/values.schema.json");
+    let schema: serde_json::Value = serde_json::from_str(schema).unwrap();
+    let sections = &schema["properties"]["config"]["properties"];
+    let check = |section: &str, keys: &BTreeSet<String>, set: &[&str]| {
+        let taken = sections[section]["properties"].as_object().unwrap().keys();
+        let taken = taken.cloned().chain(set.iter().map(|&key| key.into()));
+        assert_eq!(&taken.collect::<BTreeSet<_>>(), keys, "[{section}]");
+    };
+    let by_values = ["allow_open", "context_path", "data", "engine", "listen"];
+    check("server", &keys::<Server>(), &by_values);
+    check("service_info", &keys::<ServiceInfo>(), &[]);
+    check("limits", &keys::<Limits>(), &[]);
+    check("transfer", &keys::<transfer::Settings>(), &[]);
+    let by_values = [
+        "context",
+        "filer_image",
+        "image_pull_secrets",
+        "kubeconfig",
+        "namespace",
+        "scratch_class",
+    ];
+    check("kubernetes", &keys::<kubernetes::Settings>(), &by_values);
+}
+
+#[test]
 fn every_option_of_a_backend_is_in_the_example() {
     for (kind, prefix) in [
         ("ftp", "ftp://x/"),

@@ -13,6 +13,8 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::Mutex;
 
 const BASE: &str = "/ga4gh/tes/v1";
+/// The service account, its Role and the binding, as the chart has them.
+const RIGHTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/manifests/rbac.yaml");
 /// What has not happened by then will not.
 const PATIENCE: Duration = Duration::from_mins(4);
 
@@ -75,7 +77,25 @@ impl Place {
                 Ok(place.kubectl(&account).await.is_ok().then_some(()))
             })
             .await?;
+        place.log_in().await?;
         Ok(place)
+    }
+
+    /// Writes the kubeconfig of the server: it has the rights that the chart gives, and no other.
+    async fn log_in(&self) -> Result<()> {
+        self.kubectl(&["apply", "-f", RIGHTS]).await?;
+        let token = self
+            .kubectl(&["create", "token", "tesk", "--duration=2h"])
+            .await?;
+        let view = ["config", "view", "--raw", "--minify", "--output=json"];
+        let mut config: Value = serde_json::from_str(&self.kubectl(&view).await?)?;
+        config["users"][0]["user"] = json!({ "token": token.trim() });
+        std::fs::write(self.kubeconfig(), config.to_string())?;
+        Ok(())
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.folder.path().join("kubeconfig")
     }
 
     /// Writes the configuration. A task asks for little, so that many fit on one small node.
@@ -88,6 +108,7 @@ impl Place {
             [limits]
             grace = "2s"
             [kubernetes]
+            kubeconfig = "{}"
             namespace = "{}"
             default_memory = "64MiB"
             min_memory = "16MiB"
@@ -95,6 +116,7 @@ impl Place {
             cpu = "10m"
             memory = "16Mi"
             "#,
+            self.kubeconfig().display(),
             self.namespace
         ))?;
         merge(&mut config, toml::from_str(settings)?);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::Resource;
 use kube::api::{DeleteParams, ListParams};
@@ -16,17 +17,18 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Removes records, pods, plans, Secrets and the filer's configuration of an engine, and waits until
-/// its pods are gone. No server of it may be left that could make more.
+/// Removes records, pods, plans, Secrets, the filer's configuration and the lease of an engine, and
+/// waits until its pods are gone. No server of it may be left that could make more.
 ///
-/// Needs `deletecollection` on `pods`, `secrets` and `configmaps`, and `list` on `pods`, which a
-/// server's own Role need not give. May be repeated. An error is for people.
+/// Needs `deletecollection` on `pods`, `secrets`, `configmaps` and `leases`, and `list` on `pods`,
+/// which a server's own Role need not give. May be repeated. An error is for people.
 pub async fn purge(settings: &Settings) -> Result<(), String> {
     let cluster = Cluster::connect(settings).await?;
     let selector = format!("{MANAGED_BY}=tesk,{INSTANCE}={}", settings.instance);
     remove_all::<Pod>(&cluster, &selector, "pods").await?;
     remove_all::<Secret>(&cluster, &selector, "Secrets").await?;
     remove_all::<ConfigMap>(&cluster, &selector, "ConfigMaps").await?;
+    remove_all::<Lease>(&cluster, &selector, "leases").await?;
     let gone = tokio::time::timeout(PATIENCE, until_gone(&cluster, &selector)).await;
     gone.map_err(|_| {
         format!(
