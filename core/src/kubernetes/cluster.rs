@@ -216,13 +216,11 @@ async fn in_time<T>(
     limit: Duration,
     request: impl Future<Output = kube::Result<T>>,
 ) -> Result<T, ApiError> {
-    match tokio::time::timeout(limit, request).await {
-        Ok(answer) => answer.map_err(ApiError::from),
-        Err(_) => {
-            let limit = limit.as_secs_f64();
-            Err(ApiError::silence(format!("no answer within {limit} s")))
-        }
-    }
+    let Ok(answer) = tokio::time::timeout(limit, request).await else {
+        let limit = limit.as_secs_f64();
+        return Err(ApiError::silence(format!("no answer within {limit} s")));
+    };
+    answer.map_err(ApiError::from)
 }
 
 /// Whether the API server answers, as far as is known: while it does not, nobody waits for it.

@@ -242,9 +242,8 @@ impl Campaign {
             }
             let sent = Instant::now();
             let renewal = self.put(Some(&lease), &self.identity);
-            let renewal = match tokio::time::timeout(left, renewal).await {
-                Ok(renewal) => renewal,
-                Err(_) => continue,
+            let Ok(renewal) = tokio::time::timeout(left, renewal).await else {
+                continue;
             };
             match renewal {
                 Ok(renewed) => {

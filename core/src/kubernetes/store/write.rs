@@ -36,7 +36,8 @@ enum Made {
 
 impl Shared {
     pub(super) async fn create(&self, task: NewTask) -> Result<Created, StoreError> {
-        in_time(self.create_in_time(task)).await
+        // Boxed: with the requests of every branch it is large.
+        in_time(Box::pin(self.create_in_time(task))).await
     }
 
     async fn create_in_time(&self, task: NewTask) -> Result<Created, StoreError> {
