@@ -35,7 +35,7 @@ use axum::routing::{any, get};
 use bytes::Bytes;
 use tesk_core::scheduler::TaskStore;
 use tesk_core::tes::Rules;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 pub use error::{ApiError, ErrorBody};
 pub use info::LegacyServiceInfo;
@@ -64,6 +64,7 @@ pub struct App(Arc<Inner>);
 #[derive(Debug)]
 pub struct Inner {
     store: Arc<dyn TaskStore>,
+    schedules: Option<watch::Receiver<bool>>,
     rules: Rules,
     auth: Arc<Authenticator>,
     guard: OriginGuard,
@@ -89,10 +90,13 @@ impl Deref for App {
 }
 
 impl App {
-    /// The service of `config` over `store`. `rules` name the storages that are served.
+    /// The service of `config` over `store`. `schedules` says whether the engine of this process
+    /// is the one that schedules, `None` that there is no other. `rules` name the storages that
+    /// are served.
     pub fn new(
         config: &Config,
         store: Arc<dyn TaskStore>,
+        schedules: Option<watch::Receiver<bool>>,
         rules: Rules,
         auth: Arc<Authenticator>,
     ) -> Self {
@@ -101,6 +105,7 @@ impl App {
         let info = info::describe(&config.service_info, &rules);
         Self(Arc::new(Inner {
             store,
+            schedules,
             guard: OriginGuard::new(&server.allowed_origins, server.listen, open),
             bodies: BodyReader::new(server.max_body.0 as usize, server.request_timeout.0),
             large_reads: Arc::new(Semaphore::new(LARGE_READS)),
@@ -121,6 +126,12 @@ impl App {
     /// From now on no task is taken: the server is about to end.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is the engine of this process that schedules.
+    fn schedules(&self) -> bool {
+        let schedules = self.schedules.as_ref();
+        schedules.is_none_or(|schedules| *schedules.borrow())
     }
 
     /// Every path that is served.

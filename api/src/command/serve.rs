@@ -72,7 +72,8 @@ impl Serve {
         });
         let rules = engine::rules(&config)?;
         let engine = engine::start(&config).await?;
-        let app = App::new(&config, engine.store(), rules, auth.clone());
+        let (store, schedules) = (engine.store(), engine.schedules());
+        let app = App::new(&config, store, schedules, rules, auth.clone());
 
         announce(&config, address)?;
         let stop = CancellationToken::new();

@@ -19,6 +19,18 @@ pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     latency: Family<OperationLabels, Histogram>,
     tasks: Family<StateLabels, Gauge>,
+    leader: Gauge,
+    stale: Gauge,
+}
+
+/// What is so now.
+#[derive(Debug)]
+pub(crate) struct Gauges<'a> {
+    pub(crate) tasks: &'a [(State, u64)],
+    /// Whether this server schedules.
+    pub(crate) schedules: bool,
+    /// How old the records are, if they are not of now.
+    pub(crate) stale: Option<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -50,6 +62,7 @@ impl Metrics {
         let requests = Family::<RequestLabels, Counter>::default();
         let latency = Family::<OperationLabels, Histogram>::new_with_constructor(histogram);
         let tasks = Family::<StateLabels, Gauge>::default();
+        let (leader, stale) = (Gauge::default(), Gauge::default());
         registry.register("http_requests", "Requests answered", requests.clone());
         registry.register_with_unit(
             "http_request_duration",
@@ -58,6 +71,17 @@ impl Metrics {
             latency.clone(),
         );
         registry.register("tasks", "Tasks in the store", tasks.clone());
+        registry.register(
+            "scheduler_leader",
+            "1 if this server schedules, 0 if another does or will",
+            leader.clone(),
+        );
+        registry.register_with_unit(
+            "store_stale",
+            "Age of the records that are shown; 0 while they are of now",
+            Unit::Seconds,
+            stale.clone(),
+        );
         registry.register(
             "build",
             "The version of this server",
@@ -68,6 +92,8 @@ impl Metrics {
             requests,
             latency,
             tasks,
+            leader,
+            stale,
         }
     }
 
@@ -98,9 +124,10 @@ impl Metrics {
     }
 
     /// All of it in the `OpenMetrics` text format.
-    pub(crate) fn show(&self, tasks: &[(State, u64)]) -> Result<String, std::fmt::Error> {
+    pub(crate) fn show(&self, now: &Gauges<'_>) -> Result<String, std::fmt::Error> {
         for state in State::ALL {
-            let count = tasks
+            let count = now
+                .tasks
                 .iter()
                 .find(|(s, _)| *s == state)
                 .map_or(0, |(_, n)| *n);
@@ -111,6 +138,10 @@ impl Metrics {
                 .get_or_create(&labels)
                 .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+        self.leader.set(now.schedules.into());
+        // Whole seconds, and never 0 for what is not of now.
+        let stale = now.stale.map_or(0, |age| age.as_secs().max(1));
+        self.stale.set(i64::try_from(stale).unwrap_or(i64::MAX));
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)

@@ -6,6 +6,7 @@
 //! - `create`, `views`, `lists`, `cancel`: the operations of TES.
 //! - `auth`, `origin`: who may do what.
 //! - `failures`: a store in trouble, and a server about to end.
+//! - `replicas`: several servers of one cluster, and one that has lost it.
 //! - `process`: the program itself: `tesk serve`, `tesk run`, the commands of a client.
 //! - `description`: replies against the OpenAPI document, and the page that shows it.
 
@@ -20,6 +21,7 @@ mod lists;
 mod origin;
 mod paths;
 mod process;
+mod replicas;
 mod storage;
 mod support;
 mod views;

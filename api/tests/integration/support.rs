@@ -11,6 +11,7 @@ use tesk_api::service::{App, server};
 use tesk_core::local::SqliteStore;
 use tesk_core::scheduler::TaskStore;
 use tesk_core::tes::{PrefixRule, Rules};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// The base that the specification names.
@@ -98,6 +99,15 @@ impl Service {
         store: Arc<dyn TaskStore>,
         change: impl FnOnce(&mut Config),
     ) -> Self {
+        Self::beside(store, None, change).await
+    }
+
+    /// A service over a store that others may share; `schedules` as in [`App::new`].
+    pub(crate) async fn beside(
+        store: Arc<dyn TaskStore>,
+        schedules: Option<watch::Receiver<bool>>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         crypto();
         let mut config = Config::default();
         config.server.listen = "127.0.0.1:0".parse().unwrap();
@@ -106,7 +116,7 @@ impl Service {
             Some(path) => Authenticator::Users(Box::new(UsersFile::open(path).unwrap())),
             None => Authenticator::Open,
         };
-        let app = App::new(&config, store.clone(), rules(), Arc::new(auth));
+        let app = App::new(&config, store.clone(), schedules, rules(), Arc::new(auth));
         let listener = server::bind(config.server.listen).await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();

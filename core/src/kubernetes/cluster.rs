@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Settings;
@@ -227,12 +227,24 @@ async fn in_time<T>(
 ///
 /// Somebody has to [try](Contact::try_out) it again and again; the candidate for the
 /// [lease](super::lease) does.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Contact {
     /// Why it does not.
     away: watch::Sender<Option<String>>,
     /// Trials in a row without an answer.
     failures: AtomicU32,
+    /// When a trial was answered last.
+    answered: Mutex<Instant>,
+}
+
+impl Default for Contact {
+    fn default() -> Self {
+        Self {
+            away: watch::Sender::default(),
+            failures: AtomicU32::default(),
+            answered: Mutex::new(Instant::now()),
+        }
+    }
 }
 
 impl Contact {
@@ -263,6 +275,7 @@ impl Contact {
             }
             _ => {
                 self.failures.store(0, Ordering::Relaxed);
+                *lock(&self.answered) = Instant::now();
                 if self.away.send_if_modified(|away| away.take().is_some()) {
                     tracing::info!("the API server is back");
                 }
@@ -293,6 +306,15 @@ impl Contact {
     pub(super) fn is_lost(&self) -> bool {
         self.away.borrow().is_some()
     }
+
+    /// When a trial was answered last.
+    pub(super) fn answered(&self) -> Instant {
+        *lock(&self.answered)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The API server refused, or did not answer.

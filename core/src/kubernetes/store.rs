@@ -61,7 +61,8 @@ const MAX_LOGS: usize = 64 << 20;
 pub struct StoreSettings {
     /// Bytes of documents and logs that are kept in memory.
     pub cache: usize,
-    /// How long the API server may be silent before [`TaskStore::stale`] says so.
+    /// How long the watch may be broken before [`TaskStore::stale`] says so; it says at once that
+    /// the API server is away.
     pub patience: Duration,
     /// How old an object must be before it counts as left over. More than the longest a create
     /// can take, by far, and than clocks differ.
@@ -220,9 +221,9 @@ impl TaskStore for ConfigMapStore {
     }
 
     fn stale(&self) -> Option<Duration> {
-        let lost = self.shared.cluster.contact().is_lost();
+        let contact = self.shared.cluster.contact();
         let patience = self.shared.settings.patience;
-        self.shared.freshness().stale(patience, lost)
+        self.shared.freshness().stale(patience, contact)
     }
 }
 

@@ -1,12 +1,13 @@
 //! What is told of heads goes into the index; and how old the news are.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::core::{ObjectMeta, PartialObjectMeta};
+use tokio::time::Instant;
 
-use super::super::cluster::{ApiError, Part};
+use super::super::cluster::{ApiError, Contact, Part};
 use super::super::follow::Follower;
 use super::Shared;
 use super::object::{Entry, id_of};
@@ -15,9 +16,9 @@ use crate::scheduler::TaskId;
 /// How old the news are.
 #[derive(Debug)]
 pub(super) struct Freshness {
-    /// When the API server was last heard of.
+    /// When the watch last told anything, or began.
     heard: Instant,
-    /// Whether it is not heard of now.
+    /// Whether it is broken.
     failing: bool,
 }
 
@@ -31,12 +32,22 @@ impl Default for Freshness {
 }
 
 impl Freshness {
-    /// How old the index is, if it is out of step for more than `patience`. `lost` says that the
-    /// API server is known to be away.
-    pub(super) fn stale(&self, patience: Duration, lost: bool) -> Option<Duration> {
-        let silent = self.heard.elapsed();
-        let failing = lost || self.failing;
-        (failing && silent > patience).then_some(silent)
+    /// How old the index is while the API server is away, or if the watch has been broken for more
+    /// than `patience`.
+    pub(super) fn stale(&self, patience: Duration, contact: &Contact) -> Option<Duration> {
+        let age = self.of(contact).elapsed();
+        let stale = contact.is_lost() || self.failing && age > patience;
+        stale.then_some(age)
+    }
+
+    /// When the index was last in step. A watch that is not broken may have nothing to tell for a
+    /// minute, while other requests are answered.
+    fn of(&self, contact: &Contact) -> Instant {
+        if self.failing {
+            self.heard
+        } else {
+            self.heard.max(contact.answered())
+        }
     }
 }
 
@@ -73,6 +84,11 @@ impl Follower for Shared {
     }
 
     fn failed(&self, _: &ApiError) {
-        self.freshness().failing = true;
+        let contact = self.cluster.contact();
+        let mut freshness = self.freshness();
+        *freshness = Freshness {
+            heard: freshness.of(contact),
+            failing: true,
+        };
     }
 }
