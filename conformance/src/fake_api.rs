@@ -10,9 +10,10 @@
 //! has put into the pod's field `log`.
 //!
 //! Faults come from one hook that sees each call before it is answered: see
-//! [`FakeApi::intercept`].
+//! [`FakeApi::intercept`]. One client among several is cut off by its [`Line`].
 
 mod answer;
+mod line;
 mod state;
 mod watch;
 
@@ -30,6 +31,7 @@ use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use serde_json::Value;
 
+pub use self::line::Line;
 use self::state::State;
 
 type BoxError = Box<dyn Error + Send + Sync>;

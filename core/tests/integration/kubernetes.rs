@@ -4,6 +4,7 @@
 mod compute;
 mod election;
 mod manifests;
+mod replicas;
 mod server;
 mod store;
 
@@ -16,6 +17,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(store::trials());
     trials.extend(compute::trials());
     trials.extend(election::trials());
+    trials.extend(replicas::trials());
     let mut real = manifests::trials();
     real.extend(compute::trials_on_a_cluster());
     if std::env::var_os("TESK_CLUSTER").is_none_or(|set| set != "1") {

@@ -136,7 +136,7 @@ async fn changes_of(
     Ok(compute.watch().await?)
 }
 
-fn ended(name: &str, message: &str) -> Value {
+pub(super) fn ended(name: &str, message: &str) -> Value {
     json!({
         "name": name, "ready": false, "restartCount": 0, "image": "i", "imageID": "i",
         "started": false, "state": {"terminated": {
@@ -164,7 +164,7 @@ fn present() -> String {
 }
 
 /// Puts a pod on a node, with these containers.
-fn run(server: &FakeApi, name: &str, containers: &Value) -> bool {
+pub(super) fn run(server: &FakeApi, name: &str, containers: &Value) -> bool {
     server.edit("pods", name, |pod| {
         pod["spec"]["nodeName"] = json!("n");
         pod["status"] = json!({

@@ -3,7 +3,7 @@
 mod faults;
 mod objects;
 mod real;
-mod scheduled;
+pub(super) mod scheduled;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,7 +92,7 @@ impl Fixture for Server {
     }
 }
 
-async fn open(server: &FakeApi) -> Result<ConfigMapStore> {
+pub(super) async fn open(server: &FakeApi) -> Result<ConfigMapStore> {
     let settings = StoreSettings {
         patience: Duration::from_millis(200),
         ..StoreSettings::default()
@@ -149,7 +149,7 @@ fn keyed(mut task: NewTask, key: &str) -> NewTask {
     task
 }
 
-async fn stored(store: &ConfigMapStore, task: NewTask) -> Result<TaskId> {
+pub(super) async fn stored(store: &ConfigMapStore, task: NewTask) -> Result<TaskId> {
     let id = task.id.clone();
     ensure!(store.create(task).await? == Created::New(id.clone()));
     Ok(id)
@@ -164,7 +164,7 @@ async fn set(store: &ConfigMapStore, id: &TaskId, state: State) -> Result<Head> 
     Ok(store.update(id, version, update).await?)
 }
 
-async fn all(store: &ConfigMapStore) -> Result<Vec<TaskId>> {
+pub(super) async fn all(store: &ConfigMapStore) -> Result<Vec<TaskId>> {
     let query = Query {
         filter: Filter::default(),
         user: None,

@@ -87,7 +87,7 @@ async fn every_task_ends_once_though_requests_fail() -> Result<()> {
     Ok(())
 }
 
-fn runnable() -> tesk_core::scheduler::NewTask {
+pub(in crate::integration::kubernetes) fn runnable() -> tesk_core::scheduler::NewTask {
     let mut task = task();
     task.document = r#"{"executors":[{"image":"i","command":["c"]}]}"#.into();
     task
