@@ -70,8 +70,8 @@ where
         let path = request.uri().path().to_owned();
         let answer = self.runtime.spawn(async move {
             // It fails only if the line is gone: then the request is carried out at once.
-            let arrives = |held: &Option<&str>| held.is_none_or(|end| !path.ends_with(end));
-            let _ = held.wait_for(arrives).await;
+            let arrival = held.wait_for(|held| held.is_none_or(|end| !path.ends_with(end)));
+            let _ = arrival.await;
             // The body of the request need not be `Sync`.
             let answer: Pin<Box<dyn Future<Output = _> + Send>> = server.call(request);
             answer.await

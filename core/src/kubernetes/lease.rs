@@ -184,7 +184,8 @@ impl Campaign {
             return Ok(None);
         }
         let sent = Instant::now();
-        match self.put(there.as_ref(), &self.identity).await {
+        let taken = self.put(there.as_ref(), &self.identity, self.renew);
+        match taken.await {
             Ok(lease) => {
                 let (office, term) = Office::take(sent + self.term());
                 self.says.send_replace(Some(term));
@@ -241,11 +242,8 @@ impl Campaign {
                 return None;
             }
             let sent = Instant::now();
-            let renewal = self.put(Some(&lease), &self.identity);
-            let Ok(renewal) = tokio::time::timeout(left, renewal).await else {
-                continue;
-            };
-            match renewal {
+            let renewal = self.put(Some(&lease), &self.identity, left.min(self.renew));
+            match renewal.await {
                 Ok(renewed) => {
                     lease = renewed;
                     wait = self.renew;
@@ -283,17 +281,22 @@ impl Campaign {
 
     /// Gives the lease back, so that nobody has to wait until it runs out.
     async fn release(&self, lease: Object) {
-        if let Err(error) = self.put(Some(&lease), "").await {
+        if let Err(error) = self.put(Some(&lease), "", self.renew).await {
             tracing::warn!(%error, "the lease could not be given back; it runs out by itself");
         }
     }
 
     async fn get(&self) -> Result<Option<Object>, ApiError> {
-        self.ask(self.api.get_opt(&self.name)).await
+        self.ask(self.renew, self.api.get_opt(&self.name)).await
     }
 
-    /// Writes the lease anew, if it is still as it was seen.
-    async fn put(&self, there: Option<&Object>, holder: &str) -> Result<Object, ApiError> {
+    /// Writes the lease anew, if it is still as it was seen. Waits for `limit` at most.
+    async fn put(
+        &self,
+        there: Option<&Object>,
+        holder: &str,
+        limit: Duration,
+    ) -> Result<Object, ApiError> {
         let now = MicroTime(Timestamp::now());
         let before = there.and_then(|lease| lease.spec.clone());
         let before = before.unwrap_or_default();
@@ -324,19 +327,23 @@ impl Campaign {
                     ..spec
                 }),
             };
-            return self.ask(self.api.create(&params, &lease)).await;
+            return self.ask(limit, self.api.create(&params, &lease)).await;
         };
         let lease = Object {
             metadata: there.metadata.clone(),
             spec: Some(spec),
         };
-        self.ask(self.api.replace(&self.name, &params, &lease))
-            .await
+        let replaced = self.api.replace(&self.name, &params, &lease);
+        self.ask(limit, replaced).await
     }
 
     /// Makes a request, and notes whether there was an answer.
-    async fn ask<T>(&self, request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
-        self.cluster.contact().try_out(self.renew, request).await
+    async fn ask<T>(
+        &self,
+        limit: Duration,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ApiError> {
+        self.cluster.contact().try_out(limit, request).await
     }
 
     /// How long the holder counts on the lease after it was renewed. The rest is for clocks that

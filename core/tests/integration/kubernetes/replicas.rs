@@ -169,12 +169,12 @@ impl Kubelet {
         }
         let mut started = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match started.get(&uid) {
-            Some(started) if started.at.elapsed() > RUNS => {
-                if pod["status"]["containerStatuses"][0]["name"] != "outputs" {
+            Some(started) => {
+                let over = pod["status"]["containerStatuses"][0]["name"] == "outputs";
+                if !over && started.at.elapsed() > RUNS {
                     run(server, &name, &json!([ended("outputs", &message())]));
                 }
             }
-            Some(_) => {}
             None if is_permitted(server, pod) => {
                 run(server, &name, &json!([]));
                 let now = Started {
