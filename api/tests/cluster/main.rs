@@ -7,7 +7,7 @@
 //! - `place`: a namespace with a server over it, and a client.
 //! - `web`: a web server in this process that keeps count, and is slow where it is told to.
 //! - `executors`, `images`, `storages`, `passwords`, `ends`, `cancel`, `security`, `operator`,
-//!   `many`: the subjects.
+//!   `many`, `ha`: the subjects.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 
@@ -17,6 +17,7 @@ mod web;
 mod cancel;
 mod ends;
 mod executors;
+mod ha;
 mod images;
 mod many;
 mod operator;
@@ -99,6 +100,7 @@ fn subjects(tests: &Tests) -> Vec<Trial> {
     trials.extend(security::trials(tests));
     trials.extend(operator::trials(tests));
     trials.extend(many::trials(tests));
+    trials.extend(ha::trials(tests));
     trials
 }
 

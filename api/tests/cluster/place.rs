@@ -1,11 +1,13 @@
-//! A namespace, a `tesk serve` that makes pods in it, and a client of that.
+//! A namespace, one `tesk serve` or two that make pods in it, and a client of them.
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use reqwest::Response;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
@@ -15,16 +17,26 @@ use tokio::sync::Mutex;
 const BASE: &str = "/ga4gh/tes/v1";
 /// The service account, its Role and the binding, as the chart has them.
 const RIGHTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/manifests/rbac.yaml");
+/// Settings by which another server schedules soon after the death of one.
+pub(crate) const SOON: &str = r#"kubernetes.lease = { duration = "6s", renew = "2s" }"#;
 /// What has not happened by then will not.
 const PATIENCE: Duration = Duration::from_mins(4);
 
-/// A namespace with a server. Both go when it is dropped.
+/// A namespace with its servers. All go when it is dropped.
 pub(crate) struct Place {
     pub(crate) namespace: String,
     folder: TempDir,
-    server: Mutex<Option<Server>>,
+    replicas: [Replica; 2],
     client: reqwest::Client,
+    /// Which of them the client asks.
+    asked: AtomicUsize,
+}
+
+/// A server that may run.
+struct Replica {
+    /// A free port, the same after a restart.
     port: u16,
+    server: Mutex<Option<Server>>,
 }
 
 struct Server {
@@ -51,16 +63,21 @@ impl Place {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = TempDir::new()?;
-        // A free one, the same after a restart.
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?
-            .local_addr()?
-            .port();
+        // Both at once, so that they differ.
+        let bind = || std::net::TcpListener::bind("127.0.0.1:0");
+        let sockets = [bind()?, bind()?];
+        let replica = |socket: &std::net::TcpListener| {
+            anyhow::Ok(Replica {
+                port: socket.local_addr()?.port(),
+                server: Mutex::new(None),
+            })
+        };
         let place = Self {
             namespace: format!("tesk-{name}-{}-{number}", std::process::id()),
             folder,
-            server: Mutex::new(None),
+            replicas: [replica(&sockets[0])?, replica(&sockets[1])?],
             client: reqwest::Client::builder().no_proxy().build()?,
-            port,
+            asked: AtomicUsize::new(0),
         };
         place.configure(settings)?;
         let namespace = json!({
@@ -128,13 +145,19 @@ impl Place {
         self.folder.path().join("tesk.toml")
     }
 
-    /// What the server says; it stays for who looks for the cause of a failure.
+    /// What the servers say; it stays for who looks for the cause of a failure.
     pub(crate) fn log(&self) -> PathBuf {
         PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.log", self.namespace))
     }
 
     /// Starts the server, and waits until it is ready.
     pub(crate) async fn serve(&self) -> Result<()> {
+        self.serve_as(0).await
+    }
+
+    /// Starts one of two servers, and waits until it is ready.
+    pub(crate) async fn serve_as(&self, number: usize) -> Result<()> {
+        let Replica { port, server } = &self.replicas[number];
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -144,7 +167,7 @@ impl Place {
             command.env_remove(name);
         }
         let mut child = command
-            .args(["serve", "--listen", &format!("127.0.0.1:{}", self.port)])
+            .args(["serve", "--listen", &format!("127.0.0.1:{port}")])
             .arg("--config")
             .arg(self.config())
             .stdin(Stdio::null())
@@ -163,7 +186,7 @@ impl Place {
                 self.log().display()
             );
         }
-        *self.server.lock().await = Some(Server {
+        *server.lock().await = Some(Server {
             child,
             _stdout: stdout,
         });
@@ -172,17 +195,56 @@ impl Place {
 
     /// Kills the server, as a machine does that loses power.
     pub(crate) async fn kill(&self) -> Result<()> {
-        let mut server = self.server.lock().await.take().context("no server")?;
-        Ok(server.child.kill().await?)
+        self.kill_as(0).await
     }
 
-    async fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
-        let url = format!("http://127.0.0.1:{}{BASE}{path}", self.port);
+    /// Kills one of two servers.
+    pub(crate) async fn kill_as(&self, number: usize) -> Result<()> {
+        let server = self.replicas[number].server.lock().await.take();
+        Ok(server.context("no server")?.child.kill().await?)
+    }
+
+    /// Sends a signal to one of two servers.
+    pub(crate) async fn signal(&self, number: usize, signal: Signal) -> Result<()> {
+        let server = self.replicas[number].server.lock().await;
+        let pid = server.as_ref().and_then(|server| server.child.id());
+        let pid = pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+        Ok(kill_process(pid.context("no server")?, signal)?)
+    }
+
+    /// From now on the client asks this one of two servers.
+    pub(crate) fn ask(&self, number: usize) {
+        self.asked.store(number, Ordering::Relaxed);
+    }
+
+    /// What one of two servers says to `/readyz`.
+    pub(crate) async fn ready(&self, number: usize) -> Result<String> {
+        let url = format!("http://127.0.0.1:{}/readyz", self.replicas[number].port);
+        let response = self.client.get(url).send().await?;
+        let status = response.status();
+        let text = response.text().await?;
+        ensure!(status == 200, "not ready: {status}: {text}");
+        Ok(text)
+    }
+
+    /// Asks for a path below the base of the API, whatever the answer.
+    pub(crate) async fn response(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Response> {
+        let port = self.replicas[self.asked.load(Ordering::Relaxed)].port;
+        let url = format!("http://127.0.0.1:{port}{BASE}{path}");
         let mut request = self.client.request(method.parse()?, url);
         if let Some(body) = body {
             request = request.json(body);
         }
-        let response = request.send().await?;
+        Ok(request.send().await?)
+    }
+
+    async fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+        let response = self.response(method, path, body).await?;
         let status = response.status();
         let text = response.text().await?;
         ensure!(status == 200, "{method} {path}: {status}: {text}");
@@ -308,6 +370,26 @@ impl Place {
         Ok(names)
     }
 
+    /// Waits until nothing but their records is there of all tasks.
+    pub(crate) async fn all_gone(&self) -> Result<()> {
+        let of_attempts = "app.kubernetes.io/component in (attempt,plan,secret)";
+        self.nothing_left("pods,secrets,configmaps", of_attempts)
+            .await
+    }
+
+    /// Waits until there are no such objects.
+    pub(crate) async fn nothing_left(&self, kinds: &str, selector: &str) -> Result<()> {
+        self.until(&format!("{kinds} with {selector} go"), || async {
+            let left = self.objects(kinds, selector).await?;
+            if !left.is_empty() {
+                // Each look is a process.
+                tokio::time::sleep(Duration::from_millis(400)).await;
+            }
+            Ok(left.is_empty().then_some(()))
+        })
+        .await
+    }
+
     /// Waits until nothing but its record is there of a task.
     pub(crate) async fn gone(&self, id: &str) -> Result<()> {
         self.until("that pod, plan and Secret go", || async {
@@ -324,8 +406,10 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(server) = self.server.get_mut() {
-            let _ = server.child.start_kill();
+        for replica in &mut self.replicas {
+            if let Some(server) = replica.server.get_mut() {
+                let _ = server.child.start_kill();
+            }
         }
         let _ = std::process::Command::new("kubectl")
             .args(["delete", "namespace", "--wait=false", &self.namespace])
