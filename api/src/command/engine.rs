@@ -4,7 +4,7 @@
 mod local;
 
 use std::borrow::Cow;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
@@ -151,16 +151,67 @@ pub(super) async fn start(config: &Config) -> Result<Engine, String> {
         EngineChoice::Local => Err(
             "this program was built for a cluster only: set server.engine to \"kubernetes\"".into(),
         ),
-        EngineChoice::Kubernetes => {
-            let filer_config = toml::to_string(&Storages::of(config)).map_err(|error| {
-                format!("the storages cannot be written down for the cluster: {error}")
-            })?;
-            kubernetes::open(ClusterSettings {
-                kubernetes: config.kubernetes.clone(),
-                filer_config,
-                scheduler: config.scheduler(),
-            })
-            .await
+        EngineChoice::Kubernetes => kubernetes::open(cluster_settings(config)?).await,
+    }
+}
+
+fn cluster_settings(config: &Config) -> Result<ClusterSettings, String> {
+    let filer_config = toml::to_string(&Storages::of(config))
+        .map_err(|error| format!("the storages cannot be written down for the cluster: {error}"))?;
+    Ok(ClusterSettings {
+        kubernetes: config.kubernetes.clone(),
+        filer_config,
+        scheduler: config.scheduler(),
+    })
+}
+
+/// An engine for one task, beside whatever servers there are. On a cluster it leaves nothing.
+#[derive(Debug)]
+pub(super) struct Alone {
+    pub(super) engine: Engine,
+    /// Of the cluster, with the instance of this engine.
+    cluster: Option<kubernetes::Settings>,
+    data: PathBuf,
+}
+
+impl Alone {
+    pub(super) async fn start(mut config: Config) -> Result<Self, String> {
+        let data = config.server.data.clone();
+        let (engine, cluster) = match config.server.engine {
+            EngineChoice::Local => (start(&config).await?, None),
+            EngineChoice::Kubernetes => {
+                let instance = &mut config.kubernetes.instance;
+                *instance = kubernetes::instance_of_one(instance);
+                let engine = kubernetes::open_alone(cluster_settings(&config)?).await?;
+                (engine, Some(config.kubernetes))
+            }
+        };
+        Ok(Self {
+            engine,
+            cluster,
+            data,
+        })
+    }
+
+    /// Where what remains is, if it is left now.
+    pub(super) fn remains(&self) -> String {
+        match &self.cluster {
+            None => format!("what remains of the task is in {}", self.data.display()),
+            Some(settings) => format!(
+                "what remains of the task has the label app.kubernetes.io/instance={}",
+                settings.instance
+            ),
+        }
+    }
+
+    /// Stops, and removes what is not wanted any more.
+    pub(super) async fn end(self) {
+        let remains = self.remains();
+        self.engine.stop().await;
+        if let Some(settings) = &self.cluster
+            && let Err(error) = kubernetes::purge_alone(settings).await
+        {
+            eprintln!("tesk: {error}; {remains}");
         }
     }
 }

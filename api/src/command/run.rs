@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tesk_core::local::RuntimeChoice;
-use tesk_core::scheduler::{self, Engine, NewTask, Owner, Progress, TaskId};
+use tesk_core::scheduler::{self, NewTask, Owner, Progress, TaskId};
 use tesk_core::tes::{self, Rejection, State, TaskLog, TaskReply};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::engine;
+use super::engine::{self, Alone};
 use super::{Failure, Outcome, complain, document, print, runtime_parser, show, start_log};
 use crate::config::{Config, EngineChoice};
 
@@ -76,14 +76,16 @@ impl Run {
         }
         let accepted = tes::accept(&text, &engine::rules(&config)?)
             .map_err(|rejection| refusal(&self.file, rejection))?;
-        let engine = engine::start(&config).await?;
-        let outcome = self.run(&engine, &config.server.data, accepted).await;
-        engine.stop().await;
+        // Boxed: with all requests of a start it is large.
+        let alone = Box::pin(Alone::start(config)).await?;
+        let outcome = self.run(&alone, accepted).await;
+        alone.end().await;
         drop(temporary);
         outcome
     }
 
-    async fn run(&self, engine: &Engine, data: &Path, accepted: tes::Accepted) -> Outcome {
+    async fn run(&self, alone: &Alone, accepted: tes::Accepted) -> Outcome {
+        let engine = &alone.engine;
         let store = engine.store();
         let document = serde_json::to_string(&accepted.task).map_err(|error| error.to_string())?;
         let id = TaskId::random();
@@ -134,10 +136,7 @@ impl Run {
             interrupts += 1;
             if interrupts > 1 {
                 // The task's process ends itself soon; its files must stay until then.
-                eprintln!(
-                    "tesk: left; what remains of the task is in {}",
-                    data.display()
-                );
+                eprintln!("tesk: left; {}", alone.remains());
                 std::process::exit(130);
             }
             live.say("canceling; once more to leave at once");

@@ -1,5 +1,6 @@
 //! What operators and their machines ask: alive, ready, numbers. Open in every mode.
 
+use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 use axum::extract::State;
@@ -32,7 +33,10 @@ pub(super) async fn readyz(State(app): State<App>) -> Result<String, ApiError> {
     }
     if let Some(age) = app.store.stale() {
         let age = age.as_secs();
-        text += &format!("records are {age} s old: the API server does not answer\n");
+        let _ = writeln!(
+            text,
+            "records are {age} s old: the API server does not answer"
+        );
     }
     Ok(text)
 }

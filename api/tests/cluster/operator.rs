@@ -2,13 +2,14 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::place::{Place, script, stdout, text, with};
+use crate::place::{Place, SOON, script, stdout, text, with};
 use crate::{Suite, Tests, trials};
 
 pub(crate) fn trials(tests: &Tests) -> Vec<Trial> {
@@ -16,7 +17,8 @@ pub(crate) fn trials(tests: &Tests) -> Vec<Trial> {
         executors_get_what_the_operator_adds_and_what_tasks_may_ask_for,
         scratch_may_be_a_volume_of_its_own_that_goes_with_the_pod,
         the_filer_may_be_installed_by_an_init_container,
-        tesk_run_takes_a_task_to_its_end,
+        tesk_run_takes_a_task_to_its_end_and_leaves_nothing,
+        tesk_run_leaves_servers_and_their_tasks_alone,
     ]
 }
 
@@ -119,31 +121,66 @@ async fn the_filer_may_be_installed_by_an_init_container(suite: Arc<Suite>) -> R
     place.gone(text(&task["id"])).await
 }
 
-async fn tesk_run_takes_a_task_to_its_end(suite: Arc<Suite>) -> Result<()> {
+async fn tesk_run(place: &Place, task: &serde_json::Value) -> Result<std::process::Output> {
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), task.to_string())?;
+    let output = Command::new(env!("CARGO_BIN_EXE_tesk"))
+        .arg("run")
+        .arg(file.path())
+        .arg("--config")
+        .arg(place.config())
+        .stdin(Stdio::null())
+        .output()
+        .await?;
+    Ok(output)
+}
+
+async fn tesk_run_takes_a_task_to_its_end_and_leaves_nothing(suite: Arc<Suite>) -> Result<()> {
     let place = Place::namespace("run", "").await?;
-    let run = async |task: &serde_json::Value| {
-        let file = tempfile::NamedTempFile::new()?;
-        std::fs::write(file.path(), task.to_string())?;
-        let output = Command::new(env!("CARGO_BIN_EXE_tesk"))
-            .arg("run")
-            .arg(file.path())
-            .arg("--config")
-            .arg(place.config())
-            .stdin(Stdio::null())
-            .output()
-            .await?;
-        anyhow::Ok(output)
-    };
-    let url = suite.web.url("/operator/run");
+    // With a password, so that there is a Secret too.
+    let url = suite.web.private_url("/operator/run");
     let outputs = json!({ "outputs": [{ "path": "/out/file", "url": url }] });
-    let done = run(&with(script("echo ran >/out/file"), &outputs)).await?;
+    let done = tesk_run(&place, &with(script("echo ran >/out/file"), &outputs)).await?;
     let shown = String::from_utf8_lossy(&done.stdout);
     ensure!(done.status.success(), "{done:?}");
     ensure!(shown.trim_end().ends_with("COMPLETE"), "{shown}");
-    ensure!(suite.web.text("/operator/run") == "ran\n");
-    let failed = run(&script("echo to the log >&2; exit 3")).await?;
+    ensure!(suite.web.text("/private/operator/run") == "ran\n");
+    let failed = tesk_run(&place, &script("echo to the log >&2; exit 3")).await?;
     ensure!(failed.status.code() == Some(1), "{failed:?}");
     let shown = String::from_utf8_lossy(&failed.stdout);
     ensure!(shown.contains("to the log"), "{failed:?}");
+    place.nothing_left(ALL, OURS).await
+}
+
+/// All kinds of objects that there can be.
+const ALL: &str = "pods,secrets,configmaps,leases";
+const OURS: &str = "app.kubernetes.io/managed-by=tesk";
+
+async fn tesk_run_leaves_servers_and_their_tasks_alone(_: Arc<Suite>) -> Result<()> {
+    let busy = format!("limits.max_active = 1\n{SOON}");
+    let place = Place::start("beside", &busy).await?;
+    let waits = place.submit(&script("sleep 1000")).await?;
+    place.wait_for(&waits, "RUNNING").await?;
+    let queued = place.submit(&script("true")).await?;
+    let before = place.objects(ALL, OURS).await?.len();
+    // No turn is waited for, and the one that waits gets none.
+    let done = tesk_run(&place, &script("true")).await?;
+    ensure!(done.status.success(), "{done:?}");
+    ensure!(place.task(&queued).await?["state"] == "QUEUED");
+    place
+        .until("what it has made goes", || async {
+            let now = place.objects(ALL, OURS).await?.len();
+            Ok((now == before).then_some(()))
+        })
+        .await?;
+    // Without its server it is not taken up either.
+    place.kill().await?;
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let done = tesk_run(&place, &script("true")).await?;
+    ensure!(done.status.success(), "{done:?}");
+    place.serve().await?;
+    ensure!(place.task(&queued).await?["state"] == "QUEUED");
+    place.cancel(&waits).await?;
+    place.wait_for(&queued, "COMPLETE").await?;
     Ok(())
 }

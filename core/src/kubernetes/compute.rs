@@ -407,9 +407,10 @@ fn failed(attempt: &AttemptId, what: &str, error: &ApiError) -> ComputeError {
 }
 
 /// Leaves the filer's configuration in a `ConfigMap` whose name tells its content, so that pods of
-/// an earlier configuration keep theirs.
+/// an earlier configuration keep theirs; and whose it is, as each engine removes its own.
 async fn leave_config(cluster: &Cluster, config: String) -> Result<String, ApiError> {
-    let name = format!("tesk-filer-{}", &digest(config.as_bytes())[..12]);
+    let content = format!("{}\n{config}", cluster.instance());
+    let name = format!("tesk-filer-{}", &digest(content.as_bytes())[..12]);
     let map = ConfigMap {
         metadata: kube::api::ObjectMeta {
             name: Some(name.clone()),

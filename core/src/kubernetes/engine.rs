@@ -29,12 +29,40 @@ pub async fn open(settings: ClusterSettings) -> Result<Engine, String> {
 
 /// [`open()`] on a cluster that is connected already.
 pub async fn open_on(cluster: Cluster, settings: ClusterSettings) -> Result<Engine, String> {
+    let lease = settings.kubernetes.lease;
+    let (store, compute, scheduler) = parts(&cluster, settings).await?;
+    let lease = Lease::stand(cluster, lease).await?;
+    Ok(Engine::stand(store, compute, scheduler, Arc::new(lease)))
+}
+
+/// Connects for one task, beside the servers in the namespace: under an instance that nobody else
+/// has, so that neither their tasks nor their lease is touched. [`purge_alone()`](super::purge_alone)
+/// removes it. An error is for people.
+pub async fn open_alone(settings: ClusterSettings) -> Result<Engine, String> {
+    let cluster = Cluster::connect(&settings.kubernetes).await?;
+    let (store, compute, scheduler) = parts(&cluster, settings).await?;
+    Ok(Engine::start(store, compute, scheduler))
+}
+
+/// An instance that nobody else has, after the one that is configured.
+pub fn instance_of_one(configured: &str) -> String {
+    // As a label it has at most 63 characters.
+    let start: String = configured.chars().take(40).collect();
+    format!("{start}-run-{:08x}", rand::random::<u32>())
+}
+
+type Parts = (
+    Arc<ConfigMapStore>,
+    Arc<KubernetesCompute>,
+    scheduler::Settings,
+);
+
+async fn parts(cluster: &Cluster, settings: ClusterSettings) -> Result<Parts, String> {
     let store = ConfigMapStore::open(cluster.clone(), StoreSettings::default())
         .await
         .map_err(|error| error.to_string())?;
     let store = Arc::new(store);
     let heads = Arc::clone(&store);
-    let lease = settings.kubernetes.lease;
     let options = compute::Options {
         settings: settings.kubernetes,
         filer_config: settings.filer_config,
@@ -43,11 +71,5 @@ pub async fn open_on(cluster: Cluster, settings: ClusterSettings) -> Result<Engi
         owners: Arc::new(move |task: &TaskId| heads.owner_reference(task)),
     };
     let compute = KubernetesCompute::open(cluster.clone(), options).await?;
-    let lease = Lease::stand(cluster, lease).await?;
-    Ok(Engine::stand(
-        store,
-        Arc::new(compute),
-        settings.scheduler,
-        Arc::new(lease),
-    ))
+    Ok((store, Arc::new(compute), settings.scheduler))
 }

@@ -10,7 +10,7 @@ use kube::api::{DeleteParams, ListParams};
 use serde::de::DeserializeOwned;
 
 use super::Settings;
-use super::cluster::{ApiError, Cluster, INSTANCE, MANAGED_BY};
+use super::cluster::{ApiError, COMPONENT, Cluster, INSTANCE, MANAGED_BY, Part};
 
 /// How long pods may take to go.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -37,6 +37,40 @@ pub async fn purge(settings: &Settings) -> Result<(), String> {
         )
     })?
     .map_err(|error| format!("cannot list pods: {error}"))
+}
+
+/// Removes what an engine of [`open_alone()`](super::open_alone) has made, once it is stopped. Pods go
+/// with the records that own them. Needs no right that a server has not. An error is for people.
+pub async fn purge_alone(settings: &Settings) -> Result<(), String> {
+    let cluster = Cluster::connect(settings).await?;
+    let failed = |error: ApiError| format!("cannot remove what the task has left: {error}");
+    let selector = format!("{MANAGED_BY}=tesk,{INSTANCE}={}", settings.instance);
+    let of_ours = ListParams::default().labels(&selector);
+    let maps = cluster.api::<ConfigMap>();
+    let there = cluster.answer(maps.list_metadata(&of_ours)).await;
+    for map in there.map_err(failed)? {
+        let labels = map.metadata.labels.unwrap_or_default();
+        let name = map.metadata.name.unwrap_or_default();
+        // A note, which tells of a Secret that cannot be listed.
+        let noted = labels.get(COMPONENT).map(String::as_str) == Some(Part::Secret.as_str());
+        if let Some(secret) = name.strip_suffix(".secret").filter(|_| noted) {
+            delete::<Secret>(&cluster, secret).await.map_err(failed)?;
+        }
+        delete::<ConfigMap>(&cluster, &name).await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+async fn delete<K>(cluster: &Cluster, name: &str) -> Result<(), ApiError>
+where
+    K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+    K::DynamicType: Default,
+{
+    let (api, params) = (cluster.api::<K>(), DeleteParams::default());
+    match cluster.answer(api.delete(name, &params)).await {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 async fn remove_all<K>(cluster: &Cluster, selector: &str, what: &str) -> Result<(), String>
