@@ -359,14 +359,26 @@ impl ApiError {
         self.code == 401 || self.code == 403 && self.message.contains("cannot create resource")
     }
 
-    /// A quota of the namespace is used up: it may succeed later.
+    /// This engine is not known or has no right: of old, or because an API server that has just
+    /// begun does not know the roles yet. It says nothing of what was asked for.
+    pub fn is_denied(&self) -> bool {
+        matches!(self.code, 401 | 403)
+    }
+
+    /// A quota of the namespace is used up, or not counted yet: it may succeed later.
     pub fn is_quota(&self) -> bool {
-        self.code == 403 && self.message.contains("exceeded quota")
+        let quota = ["exceeded quota", "status unknown for quota"];
+        self.code == 403 && quota.iter().any(|text| self.message.contains(text))
+    }
+
+    /// The API server has just begun and cannot judge objects yet.
+    fn is_too_early(&self) -> bool {
+        self.code == 403 && self.message.contains("not yet ready to handle request")
     }
 
     /// It may succeed later: no answer, too many requests, or trouble of the server's own.
     pub fn is_temporary(&self) -> bool {
-        matches!(self.code, 0 | 408 | 429 | 500..) || self.is_quota()
+        matches!(self.code, 0 | 408 | 429 | 500..) || self.is_quota() || self.is_too_early()
     }
 }
 

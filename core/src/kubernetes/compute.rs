@@ -310,7 +310,7 @@ impl Compute for KubernetesCompute {
                     Ok(log) => log,
                     // The node has thrown it away, or will never answer.
                     Err(reason)
-                        if !reason.is_temporary()
+                        if !(reason.is_temporary() || reason.is_denied())
                             || status::is_stale(&pod, patience, Timestamp::now()) =>
                     {
                         return Ok(Observed {

@@ -208,11 +208,15 @@ async fn a_refusal_says_whether_to_try_again() -> Result<()> {
                          pods=9, limited: pods=9";
     const RBAC: &str = "pods is forbidden: User \"u\" cannot create resource \"pods\" in API \
                         group \"\" in the namespace \"test\"";
+    const UNCOUNTED: &str =
+        "pods \"t1-1\" is forbidden: status unknown for quota: q, resources: pods";
+    const EARLY: &str = "pods \"t1-1\" is forbidden: not yet ready to handle request";
     const ADMISSION: &str = "pods \"t1-1\" is forbidden: violates PodSecurity \"restricted\"";
     let server = FakeApi::new();
     let compute = open(&server).await?;
     for (fault, expected) in [
         (Fault::RefuseWith(403, QUOTA.to_owned()), "busy"),
+        (Fault::RefuseWith(403, UNCOUNTED.to_owned()), "busy"),
         (Fault::Refuse(429), "busy"),
         (
             Fault::RefuseWith(
@@ -228,6 +232,7 @@ async fn a_refusal_says_whether_to_try_again() -> Result<()> {
         ),
         (Fault::Refuse(400), "never"),
         (Fault::RefuseWith(403, RBAC.to_owned()), "unknown"),
+        (Fault::RefuseWith(403, EARLY.to_owned()), "unknown"),
         (Fault::Refuse(401), "unknown"),
         (
             Fault::RefuseWith(404, "namespaces \"test\" not found".to_owned()),
