@@ -2,6 +2,7 @@
 //!
 //! - [`front`]: what happens to every request, before and after its handler.
 //! - [`tasks`]: create, get, list, cancel.
+//! - [`output`]: what an executor prints, while it does.
 //! - [`info`]: the description of the service.
 //! - [`openapi`] and [`docs`]: the description of the API, for programs and for people.
 //! - [`operator`]: health, readiness, metrics.
@@ -18,13 +19,13 @@ mod metrics;
 pub mod openapi;
 mod operator;
 mod origin;
+mod output;
 mod reply;
 pub mod server;
 mod tasks;
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -33,9 +34,10 @@ use axum::http::request::Parts;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{any, get};
 use bytes::Bytes;
-use tesk_core::scheduler::TaskStore;
+use tesk_core::scheduler::{Compute, Handles, TaskStore};
 use tesk_core::tes::Rules;
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 pub use error::{ApiError, ErrorBody};
 pub use info::LegacyServiceInfo;
@@ -64,12 +66,14 @@ pub struct App(Arc<Inner>);
 #[derive(Debug)]
 pub struct Inner {
     store: Arc<dyn TaskStore>,
+    compute: Arc<dyn Compute>,
     schedules: Option<watch::Receiver<bool>>,
     rules: Rules,
     auth: Arc<Authenticator>,
     guard: OriginGuard,
     bodies: BodyReader,
     large_reads: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
     replies: Replies,
     metrics: Metrics,
     service_info: Bytes,
@@ -78,7 +82,7 @@ pub struct Inner {
     context_path: String,
     request_timeout: Duration,
     idempotency: Duration,
-    stopping: AtomicBool,
+    stopping: CancellationToken,
 }
 
 impl Deref for App {
@@ -90,25 +94,24 @@ impl Deref for App {
 }
 
 impl App {
-    /// The service of `config` over `store`. `schedules` says whether the engine of this process
-    /// is the one that schedules, `None` that there is no other. `rules` name the storages that
-    /// are served.
-    pub fn new(
-        config: &Config,
-        store: Arc<dyn TaskStore>,
-        schedules: Option<watch::Receiver<bool>>,
-        rules: Rules,
-        auth: Arc<Authenticator>,
-    ) -> Self {
+    /// The service of `config` over an engine. `rules` name the storages that are served.
+    pub fn new(config: &Config, engine: Handles, rules: Rules, auth: Arc<Authenticator>) -> Self {
+        let Handles {
+            store,
+            compute,
+            schedules,
+        } = engine;
         let open = matches!(*auth, Authenticator::Open);
         let server = &config.server;
         let info = info::describe(&config.service_info, &rules);
         Self(Arc::new(Inner {
             store,
+            compute,
             schedules,
             guard: OriginGuard::new(&server.allowed_origins, server.listen, open),
             bodies: BodyReader::new(server.max_body.0 as usize, server.request_timeout.0),
             large_reads: Arc::new(Semaphore::new(LARGE_READS)),
+            readers: Arc::new(Semaphore::new(output::READERS)),
             replies: Replies::new(REPLIES),
             metrics: Metrics::new(),
             legacy_service_info: json(&LegacyServiceInfo::from(&info)),
@@ -117,7 +120,7 @@ impl App {
             context_path: server.context_path.clone(),
             request_timeout: server.request_timeout.0,
             idempotency: config.limits.idempotency.0,
-            stopping: AtomicBool::new(false),
+            stopping: CancellationToken::new(),
             rules,
             auth,
         }))
@@ -125,7 +128,7 @@ impl App {
 
     /// From now on no task is taken: the server is about to end.
     pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
+        self.stopping.cancel();
     }
 
     /// Whether it is the engine of this process that schedules.

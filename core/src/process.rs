@@ -12,8 +12,10 @@ mod tests;
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
@@ -48,8 +50,8 @@ pub struct Command {
     pub stdout: Option<PathBuf>,
     /// The same for standard error; may be the same file.
     pub stderr: Option<PathBuf>,
-    /// Whether to pass both streams on to our own, as container logs need it.
-    pub echo: bool,
+    /// Where both streams are passed on to as they come.
+    pub echo: Echo,
     /// Bytes kept of the end of each stream.
     pub tail: usize,
     /// Whether to pass on HUP, INT, QUIT, USR1, USR2 and WINCH when this process receives them,
@@ -58,6 +60,21 @@ pub struct Command {
     /// After this time the command is ended as by `stop`.
     pub time_limit: Option<Duration>,
 }
+
+/// Where a command's streams are passed on to.
+#[derive(Clone, Debug, Default)]
+pub enum Echo {
+    /// Nowhere.
+    #[default]
+    Off,
+    /// To our own streams, as container logs need it.
+    Own,
+    /// Into one file that is open for appending. When it has grown to [`ECHO_SIZE`] it is emptied.
+    File(Arc<File>),
+}
+
+/// The size at which the file of an [`Echo`] is emptied, in bytes.
+pub const ECHO_SIZE: u64 = 8 << 20;
 
 /// How it ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,7 +103,7 @@ pub struct Ended {
 /// Dropping the future kills the group.
 pub async fn run(command: Command, stop: CancellationToken, grace: Duration) -> Ended {
     let started = Timestamp::now();
-    let echo = command.echo;
+    let echo = matches!(command.echo, Echo::Own);
     match supervise(command, stop, grace, started).await {
         Ok(ended) => ended,
         Err(refusal) => {
@@ -153,17 +170,18 @@ async fn supervise(
 
     let [stdout_file, stderr_file] = files;
     let drain = CancellationToken::new();
-    let capture = |pipe, file, echo| {
+    let capture = |pipe, file, own| {
         let stream = Stream {
             pipe,
             file,
-            echo: command.echo.then_some(echo),
+            echo: capture::Echoed::open(&command.echo, own),
             keep: command.tail,
         };
         AbortOnDropHandle::new(tokio::spawn(stream.capture(drain.clone())))
     };
-    let stdout = capture(stdout, stdout_file, capture::Echo::Stdout);
-    let stderr = capture(stderr, stderr_file, capture::Echo::Stderr);
+    let (own_stdout, own_stderr) = (std::io::stdout(), std::io::stderr());
+    let stdout = capture(stdout, stdout_file, own_stdout.as_fd());
+    let stderr = capture(stderr, stderr_file, own_stderr.as_fd());
 
     let mut notes = Vec::new();
     let time_limit = command.time_limit;

@@ -33,7 +33,7 @@ pub(crate) mod watchers;
 
 pub use cancel::cancel;
 pub use compute::{AttemptId, Compute, Observed, Progress, Refusal, Report};
-pub use engine::Engine;
+pub use engine::{Engine, Handles};
 pub use record::{Head, Owner, Record, TaskId};
 pub use run::{Capacity, Scheduler, Settings};
 pub use store::{Created, NewTask, Page, Query, StoreError, TaskStore, Update};

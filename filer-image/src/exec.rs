@@ -11,7 +11,7 @@ use anyhow::Context;
 use rustix::fs::OFlags;
 use serde::Serialize;
 use tesk_core::plan::{Plan, PlannedExecutor};
-use tesk_core::process::{self, Command};
+use tesk_core::process::{self, Command, Echo};
 use tesk_core::rooted::{Root, Symlinks};
 use tesk_core::staging;
 use tesk_core::time::Timestamp;
@@ -149,7 +149,7 @@ fn command(executor: &PlannedExecutor, tail: usize) -> Command {
         stdin: executor.stdin.clone().map(PathBuf::from),
         stdout: executor.stdout.clone().map(PathBuf::from),
         stderr: executor.stderr.clone().map(PathBuf::from),
-        echo: true,
+        echo: Echo::Own,
         tail,
         forward_signals: true,
         time_limit: None,

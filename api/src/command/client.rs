@@ -8,6 +8,9 @@ use url::Url;
 
 use super::Remote;
 
+/// Longer than any command runs.
+const FOR_EVER: Duration = Duration::from_hours(365 * 24);
+
 /// Speaks to one server.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -78,6 +81,18 @@ impl Client {
         self.send(request.query(&[("view", view)])).await
     }
 
+    /// What an executor prints, until it has ended; `None` from a server that cannot tell.
+    pub(super) async fn output(
+        &self,
+        id: &str,
+        executor: usize,
+    ) -> Result<Option<reqwest::Response>, String> {
+        let request = self.request(Method::GET, &format!("{}:output", path(id)))?;
+        let request = request.query(&[("executor", executor)]).timeout(FOR_EVER);
+        let response = request.send().await.map_err(|error| self.silence(&error))?;
+        Ok(response.status().is_success().then_some(response))
+    }
+
     pub(super) async fn cancel(&self, id: &str) -> Result<(), String> {
         let request = self.request(Method::POST, &format!("{}:cancel", path(id)))?;
         self.send(request).await.map(drop)
@@ -99,11 +114,12 @@ impl Client {
         })
     }
 
+    fn silence(&self, error: &reqwest::Error) -> String {
+        format!("no answer from {}: {}", self.base, cause(error))
+    }
+
     async fn send(&self, request: RequestBuilder) -> Result<Value, String> {
-        let response = request
-            .send()
-            .await
-            .map_err(|error| format!("no answer from {}: {}", self.base, cause(&error)))?;
+        let response = request.send().await.map_err(|error| self.silence(&error))?;
         let status = response.status();
         let text = response
             .text()

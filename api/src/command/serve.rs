@@ -72,8 +72,7 @@ impl Serve {
         });
         let rules = engine::rules(&config)?;
         let engine = engine::start(&config).await?;
-        let (store, schedules) = (engine.store(), engine.schedules());
-        let app = App::new(&config, store, schedules, rules, auth.clone());
+        let app = App::new(&config, engine.handles(), rules, auth.clone());
 
         announce(&config, address)?;
         let stop = CancellationToken::new();

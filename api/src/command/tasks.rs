@@ -14,6 +14,8 @@ use super::{Failure, Outcome, Remote, complain, document, print, show};
 
 /// How often `wait` and `logs -f` ask.
 const POLL: Duration = Duration::from_millis(500);
+/// A line that is longer is shown before its end.
+const LONGEST_LINE: usize = 64 << 10;
 /// How often a server that does not answer is asked again before `wait` gives up.
 const PATIENCE: u32 = 10;
 
@@ -253,7 +255,8 @@ impl Logs {
         let mut shown = Shown::default();
         loop {
             let task = show::read(client.get(&self.id, "FULL").await?)?;
-            print(&shown.rest_of(task.logs.as_deref().unwrap_or_default()))?;
+            let logs = task.logs.as_deref().unwrap_or_default();
+            print(&shown.rest_of(logs))?;
             if !self.follow {
                 return Ok(());
             }
@@ -261,20 +264,96 @@ impl Logs {
                 eprintln!("{}", task.state);
                 return Ok(());
             }
-            sleep(POLL).await;
+            let executor = logs.last().map_or(0, |log| log.logs.len());
+            let all = task.task.as_ref().map_or(0, |task| task.executors.len());
+            let runs = task.state == State::Running && executor < all;
+            if !(runs && self.live(&client, &mut shown, executor).await?) {
+                sleep(POLL).await;
+            }
         }
     }
+
+    /// Shows what an executor prints, until it ends. `false` if that is not to be had.
+    async fn live(
+        &self,
+        client: &Client,
+        shown: &mut Shown,
+        executor: usize,
+    ) -> Result<bool, Failure> {
+        if !shown.is_new(executor) {
+            return Ok(false);
+        }
+        let Some(mut output) = client.output(&self.id, executor).await? else {
+            return Ok(false);
+        };
+        let mut skip = shown.bytes;
+        let mut line = Vec::new();
+        let mut ended = false;
+        while !ended {
+            match output.chunk().await {
+                Ok(Some(chunk)) => {
+                    let known = skip.min(chunk.len());
+                    skip -= known;
+                    line.extend_from_slice(&chunk[known..]);
+                }
+                Ok(None) => {
+                    ended = true;
+                    if !line.is_empty() {
+                        line.push(b'\n');
+                    }
+                }
+                // Such as a server that is replaced: it is asked again.
+                Err(_) => return Ok(false),
+            }
+            let whole = line.iter().rposition(|byte| *byte == b'\n');
+            let long = line.len() >= LONGEST_LINE;
+            if let Some(end) = whole.or_else(|| long.then(|| line.len() - 1)) {
+                if shown.bytes == 0 {
+                    print(&format!("--- executor {}\n", executor + 1))?;
+                }
+                let text: Vec<u8> = line.drain(..=end).collect();
+                shown.bytes += text.len();
+                print(&printable(&text))?;
+            }
+        }
+        shown.followed(executor);
+        Ok(true)
+    }
+}
+
+fn printable(output: &[u8]) -> String {
+    show::harmless(&String::from_utf8_lossy(output).replace("\r\n", "\n"))
 }
 
 /// What `logs -f` has shown of each attempt.
 #[derive(Default)]
 struct Shown {
+    /// Executors, and lines of the system log.
     attempts: Vec<(usize, usize)>,
+    /// Of the output of the executor that is followed.
+    bytes: usize,
 }
 
 impl Shown {
+    /// Whether nothing is known yet of the end of an executor of the present attempt.
+    fn is_new(&self, executor: usize) -> bool {
+        self.attempts
+            .last()
+            .is_none_or(|(shown, _)| *shown <= executor)
+    }
+
+    fn followed(&mut self, executor: usize) {
+        self.bytes = 0;
+        if let Some((shown, _)) = self.attempts.last_mut() {
+            *shown = executor + 1;
+        }
+    }
+
     fn rest_of(&mut self, logs: &[TaskLog]) -> String {
         let mut text = String::new();
+        if self.attempts.len() < logs.len() {
+            self.bytes = 0;
+        }
         self.attempts.resize(logs.len(), (0, 0));
         for (log, (executors, lines)) in logs.iter().zip(&mut self.attempts) {
             let mut rest = log.clone();
@@ -284,7 +363,7 @@ impl Shown {
                 seen.stderr = None;
             }
             text.push_str(&show::streams(&rest, usize::MAX));
-            *executors = log.logs.len();
+            *executors = log.logs.len().max(*executors);
             let system = log.system_logs.as_deref().unwrap_or_default();
             for line in system.iter().skip(*lines) {
                 let _ = writeln!(text, "--- system: {}", show::one_line(line));

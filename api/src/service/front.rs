@@ -102,6 +102,7 @@ fn operation(request: &Request) -> &'static str {
         Some("tasks") if request.method() == Method::POST => "create_task",
         Some("tasks") => "list_tasks",
         Some("{id}") if request.method() == Method::POST => "cancel_task",
+        Some("{id}") if request.uri().path().ends_with(":output") => "task_output",
         Some("{id}") => "get_task",
         Some("service-info") => "service_info",
         Some("healthz" | "readyz" | "metrics") => "operator",

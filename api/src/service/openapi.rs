@@ -97,6 +97,8 @@ fn paths() -> Value {
     });
     let strings = json!({ "type": "array", "items": { "type": "string" } });
     let no_task = ("404", "There is no such task.");
+    let mut output = responses("The output.", &json!({}), &[no_task]);
+    output["200"]["content"] = json!({ "text/plain": { "schema": { "type": "string" } } });
     json!({
         "/service-info": { "get": {
             "operationId": "GetServiceInfo", "tags": ["service"], "security": [],
@@ -146,6 +148,13 @@ fn paths() -> Value {
             "summary": "One task",
             "parameters": [id, view],
             "responses": responses("The task.", &reference("TaskReply"), &[no_task])
+        }},
+        "/tasks/{id}:output": { "get": {
+            "operationId": "TaskOutput", "tags": ["tasks"],
+            "summary": "What an executor prints, while it does",
+            "description": "An extension of this server: both streams of the command as plain text, from its beginning until it ends. Waits for the beginning. Where much is printed, parts may be missing; of a task that has ended it is what its log has.",
+            "parameters": [id, parameter("executor", "Which one, counted from 0.", &json!({ "type": "integer", "minimum": 0, "default": 0 }))],
+            "responses": output
         }},
         "/tasks/{id}:cancel": { "post": {
             "operationId": "CancelTask", "tags": ["tasks"],

@@ -1,7 +1,6 @@
 //! What operators and their machines ask: alive, ready, numbers. Open in every mode.
 
 use std::fmt::Write as _;
-use std::sync::atomic::Ordering;
 
 use axum::extract::State;
 use axum::http::header;
@@ -19,7 +18,7 @@ pub(super) async fn healthz() -> &'static str {
 /// The store answers reads, and the server is not about to end. Where there may be other servers,
 /// the text says which schedules; and how old the answers are, if they are not of now.
 pub(super) async fn readyz(State(app): State<App>) -> Result<String, ApiError> {
-    if app.stopping.load(Ordering::Relaxed) {
+    if app.stopping.is_cancelled() {
         return Err(ApiError::unavailable("the server is stopping"));
     }
     app.store.check().await?;

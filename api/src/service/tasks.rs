@@ -1,7 +1,6 @@
 //! Create, get, list, cancel.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -13,8 +12,8 @@ use tesk_core::scheduler::store::{IdempotencyKey, RawRecord};
 use tesk_core::scheduler::{self, Created, NewTask, Query, TaskId};
 use tesk_core::tes::{self, Accepted, ListRequest, Rejection, UrlSecrets, View, page, view};
 
-use super::App;
 use super::error::ApiError;
+use super::{App, output};
 use crate::auth::Caller;
 
 /// Documents from this size on are read on a thread of their own: a worker that parses
@@ -28,7 +27,7 @@ pub(super) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    if app.stopping.load(Ordering::Relaxed) {
+    if app.stopping.is_cancelled() {
         return Err(ApiError::unavailable("the server is stopping"));
     }
     check_content_type(&headers)?;
@@ -140,8 +139,8 @@ fn digest(document: &str, secrets: &UrlSecrets) -> [u8; 32] {
     digest.finalize().into()
 }
 
-/// `GetTask` and `CancelTask`: the method belongs to the whole last segment, of which `:cancel`
-/// is a suffix.
+/// `GetTask`, `CancelTask` and the output: the method belongs to the whole last segment, of which
+/// `:cancel` and `:output` are suffixes.
 pub(super) async fn one(
     State(app): State<App>,
     method: Method,
@@ -152,13 +151,18 @@ pub(super) async fn one(
     let Ok(Path(segment)) = path else {
         return Err(ApiError::no_such_task());
     };
-    match (segment.strip_suffix(":cancel"), method) {
-        (Some(id), Method::POST) => cancel(&app, id, &headers).await,
-        (Some(_), _) => Err(ApiError::method_not_allowed("POST")),
-        (None, Method::GET | Method::HEAD) => {
-            show(&app, &segment, query.as_deref(), &headers).await
-        }
-        (None, _) => Err(ApiError::method_not_allowed("GET, HEAD")),
+    let query = query.as_deref();
+    let (id, action) = match segment.split_once(':') {
+        Some((id, action)) => (id, Some(action)),
+        None => (&*segment, None),
+    };
+    match (action, method) {
+        (Some("cancel"), Method::POST) => cancel(&app, id, &headers).await,
+        (Some("cancel"), _) => Err(ApiError::method_not_allowed("POST")),
+        (Some("output"), Method::GET) => output::show(&app, id, query, &headers).await,
+        (Some("output"), _) => Err(ApiError::method_not_allowed("GET")),
+        (_, Method::GET | Method::HEAD) => show(&app, &segment, query, &headers).await,
+        (_, _) => Err(ApiError::method_not_allowed("GET, HEAD")),
     }
 }
 
@@ -248,7 +252,7 @@ pub(super) async fn list(
 }
 
 /// The decoded parameters of a query string, in their order.
-fn parameters(query: Option<&str>) -> impl Iterator<Item = (String, String)> {
+pub(super) fn parameters(query: Option<&str>) -> impl Iterator<Item = (String, String)> {
     url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned()
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
@@ -18,6 +18,7 @@ pub(crate) fn trials(tests: &Tests) -> Vec<Trial> {
         standard_streams_become_outputs,
         an_error_that_is_to_be_ignored_does_not_end_the_task,
         executors_that_have_ended_are_seen_while_others_run,
+        what_an_executor_prints_is_seen_while_it_runs,
         an_error_keeps_later_executors_from_running,
         of_200_megabytes_on_standard_output_the_end_is_kept,
         a_report_of_2000_files_comes_whole,
@@ -136,6 +137,31 @@ async fn executors_that_have_ended_are_seen_while_others_run(suite: Arc<Suite>) 
     );
     suite.web.open("second");
     place.wait_for(&id, "COMPLETE").await?;
+    Ok(())
+}
+
+async fn what_an_executor_prints_is_seen_while_it_runs(suite: Arc<Suite>) -> Result<()> {
+    let step = |script: &str| json!({ "image": "busybox:1", "command": ["sh", "-c", script] });
+    let gate = suite.web.gate("printed");
+    let printing = format!("echo early; echo wrong >&2; {gate}; echo late");
+    let task = json!({ "executors": [step("echo before"), step(&printing)] });
+    let place = suite.place().await?;
+    let id = place.submit(&task).await?;
+    // From before the pod is there.
+    let mut output = place.output(&id, 1).await?;
+    let mut seen = String::new();
+    while !(seen.contains("early\n") && seen.contains("wrong\n")) {
+        let chunk = output.chunk().await?;
+        let chunk = chunk.with_context(|| format!("it ends after {seen:?}"))?;
+        seen.push_str(std::str::from_utf8(&chunk)?);
+    }
+    ensure!(place.task(&id).await?["state"] == "RUNNING");
+    suite.web.open("printed");
+    ensure!(output.text().await? == "late\n");
+    ensure!(place.output(&id, 0).await?.text().await? == "before\n");
+    place.wait_for(&id, "COMPLETE").await?;
+    place.gone(&id).await?;
+    ensure!(place.output(&id, 1).await?.text().await?.contains("late\n"));
     Ok(())
 }
 

@@ -262,6 +262,13 @@ impl Place {
             .await
     }
 
+    /// What an executor prints, as it does.
+    pub(crate) async fn output(&self, id: &str, executor: usize) -> Result<reqwest::Response> {
+        let port = self.replicas[self.asked.load(Ordering::Relaxed)].port;
+        let url = format!("http://127.0.0.1:{port}{BASE}/tasks/{id}:output?executor={executor}");
+        Ok(self.client.get(url).send().await?.error_for_status()?)
+    }
+
     pub(crate) async fn cancel(&self, id: &str) -> Result<()> {
         let path = format!("/tasks/{id}:cancel");
         self.request("POST", &path, None).await?;

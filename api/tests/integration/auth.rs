@@ -54,6 +54,7 @@ async fn without_credentials_tasks_are_401_and_the_description_is_open() {
         ("POST", "tasks"),
         ("GET", "tasks/x"),
         ("POST", "tasks/x:cancel"),
+        ("GET", "tasks/x:output"),
     ] {
         let reply = service
             .send(service.request(method, &format!("{BASE}/{path}")))

@@ -4,6 +4,7 @@
 //!   tasks.
 //! - `paths`: where things are, which methods they answer, what errors look like.
 //! - `create`, `views`, `lists`, `cancel`: the operations of TES.
+//! - `output`: what an executor prints.
 //! - `auth`, `origin`: who may do what.
 //! - `failures`: a store in trouble, and a server about to end.
 //! - `replicas`: several servers of one cluster, and one that has lost it.
@@ -19,6 +20,7 @@ mod description;
 mod failures;
 mod lists;
 mod origin;
+mod output;
 mod paths;
 mod process;
 mod replicas;

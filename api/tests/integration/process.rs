@@ -326,6 +326,50 @@ fn serve_takes_tasks_through_the_client_to_their_end() {
 }
 
 #[test]
+fn logs_of_a_running_task_are_followed_line_by_line() {
+    if !has_sandbox() {
+        return;
+    }
+    let data = TempDir::new().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let step = |script: &str| json!({ "image": "none", "command": ["sh", "-c", script] });
+    let id = server.submit(&json!({ "executors": [
+        step("echo first; sleep 0.5; printf '\\033[31m\\n' >&2; sleep 3; echo last; printf rest"),
+        step("echo second"),
+    ] }));
+    let mut follow = tesk();
+    let mut child = follow
+        .args(["logs", "-f", &id, "--server", &server.address])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().map(Result::unwrap);
+    let until = |wanted: &str, next: &mut dyn FnMut() -> Option<String>| {
+        while next().unwrap() != wanted {}
+    };
+    until("--- executor 1", &mut next);
+    assert_eq!(next().unwrap(), "first");
+    assert_eq!(next().unwrap(), "\u{fffd}[31m");
+    let task: Value = serde_json::from_str(&server.ask(&["get", &id, "--json"])).unwrap();
+    assert_eq!(
+        task["logs"][0]["logs"],
+        json!([]),
+        "the first one still runs"
+    );
+    assert_eq!(next().unwrap(), "last");
+    assert_eq!(next().unwrap(), "rest");
+    let rest: Vec<String> = std::iter::from_fn(next).collect();
+    assert!(rest.iter().any(|line| line == "second"), "{rest:?}");
+    assert!(
+        !rest.iter().any(|line| line == "first"),
+        "shown twice: {rest:?}"
+    );
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
 fn a_server_that_is_killed_finds_its_tasks_again() {
     if !has_sandbox() {
         return;

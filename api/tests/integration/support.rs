@@ -1,7 +1,11 @@
 //! A server in this process, and a client that speaks to it.
 
 use std::sync::{Arc, Once};
+use std::time::Duration;
 
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -9,7 +13,9 @@ use tesk_api::auth::{Authenticator, UsersFile};
 use tesk_api::config::Config;
 use tesk_api::service::{App, server};
 use tesk_core::local::SqliteStore;
-use tesk_core::scheduler::TaskStore;
+use tesk_core::plan::Plan;
+use tesk_core::scheduler::compute::{AttemptId, Compute, ComputeError, Observed, Output, Refusal};
+use tesk_core::scheduler::{Handles, TaskStore};
 use tesk_core::tes::{PrefixRule, Rules};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +32,47 @@ pub(crate) struct Service {
     data: Option<TempDir>,
     stop: CancellationToken,
     done: Option<tokio::task::JoinHandle<()>>,
+}
+
+/// Where nothing runs: a task that has an attempt prints its name, and goes on for ever.
+#[derive(Debug)]
+struct Prints;
+
+#[async_trait]
+impl Compute for Prints {
+    async fn submit(&self, _: &AttemptId, _: &Plan) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    async fn observe(&self, _: &AttemptId) -> Result<Observed, ComputeError> {
+        Ok(Observed::absent())
+    }
+
+    async fn watch(&self) -> Result<BoxStream<'static, AttemptId>, ComputeError> {
+        Ok(stream::pending().boxed())
+    }
+
+    async fn cancel(&self, _: &AttemptId, _: Duration) -> Result<(), ComputeError> {
+        Ok(())
+    }
+
+    async fn remove(&self, _: &AttemptId) -> Result<(), ComputeError> {
+        Ok(())
+    }
+
+    async fn attempts(&self) -> Result<Vec<AttemptId>, ComputeError> {
+        Ok(Vec::new())
+    }
+
+    async fn output(
+        &self,
+        attempt: &AttemptId,
+        executor: usize,
+    ) -> Result<Option<Output>, ComputeError> {
+        let line = format!("executor {executor} of {attempt}\n");
+        let line = stream::once(async { Ok(line.into()) });
+        Ok(Some(line.chain(stream::pending()).boxed()))
+    }
 }
 
 /// A reply, read whole.
@@ -116,7 +163,12 @@ impl Service {
             Some(path) => Authenticator::Users(Box::new(UsersFile::open(path).unwrap())),
             None => Authenticator::Open,
         };
-        let app = App::new(&config, store.clone(), schedules, rules(), Arc::new(auth));
+        let engine = Handles {
+            store: store.clone(),
+            compute: Arc::new(Prints),
+            schedules,
+        };
+        let app = App::new(&config, engine, rules(), Arc::new(auth));
         let listener = server::bind(config.server.listen).await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();

@@ -7,11 +7,13 @@
 mod server;
 mod watch;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{AsyncRead, AsyncReadExt as _, StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{
@@ -29,11 +31,15 @@ use super::settings::Settings;
 use super::status::{self, Look, Need};
 use crate::plan::Plan;
 use crate::scheduler::TaskId;
-use crate::scheduler::compute::{AttemptId, Compute, ComputeError, Observed, Phase, Refusal};
+use crate::scheduler::compute::{
+    AttemptId, Compute, ComputeError, Observed, Output, Phase, Refusal,
+};
 use crate::time::Timestamp;
 
 /// The lines of a log in which a report is looked for: it is at the end.
 const REPORT_LINES: i64 = 4000;
+/// Bytes of an executor's log that are read at a time.
+const LOG_READ: usize = 16 << 10;
 
 /// Who owns what is made for a task, so that it goes with the owner: its record, which also says
 /// which attempt may start.
@@ -387,6 +393,31 @@ impl Compute for KubernetesCompute {
         attempts.dedup();
         Ok(attempts)
     }
+
+    async fn output(
+        &self,
+        attempt: &AttemptId,
+        executor: usize,
+    ) -> Result<Option<Output>, ComputeError> {
+        let error = |error: ApiError| failed(attempt, "look at", &error);
+        let pod = self.pod(attempt).await.map_err(error)?;
+        if !pod.is_some_and(|pod| status::has_output(&pod, executor)) {
+            return Ok(None);
+        }
+        let options = LogParams {
+            container: Some(pod::executor(executor)),
+            follow: true,
+            ..LogParams::default()
+        };
+        let (api, name) = (self.cluster.api::<Pod>(), pod::name(attempt));
+        // The answer begins with the first byte, which may be hours away.
+        let log = async move {
+            let log = api.log_stream(&name, &options).await;
+            log.map(read_log)
+                .map_err(|error| io::Error::other(ApiError::from(error)))
+        };
+        Ok(Some(stream::once(log).try_flatten().boxed()))
+    }
 }
 
 /// What it means for an attempt that the server does not make its pod.
@@ -400,6 +431,16 @@ fn refusal(attempt: &AttemptId, error: ApiError) -> Refusal {
         return Refusal::Unknown(failed(attempt, "start", &error));
     }
     Refusal::Never(format!("the cluster refuses its pod: {}", error.message))
+}
+
+fn read_log(log: impl AsyncRead + Send + 'static) -> Output {
+    stream::try_unfold(Box::pin(log), async |mut log| {
+        let mut bytes = vec![0; LOG_READ];
+        let read = log.read(&mut bytes).await?;
+        bytes.truncate(read);
+        Ok((read > 0).then(|| (bytes.into(), log)))
+    })
+    .boxed()
 }
 
 fn failed(attempt: &AttemptId, what: &str, error: &ApiError) -> ComputeError {

@@ -93,6 +93,17 @@ pub fn is_stale(pod: &Pod, patience: &Patience, now: Timestamp) -> bool {
     is_over(ended.map(time), patience.node_lost, now)
 }
 
+/// Whether an executor's container runs, or has run.
+pub fn has_output(pod: &Pod, executor: usize) -> bool {
+    let name = super::pod::executor(executor);
+    let mut statuses = pod
+        .status
+        .iter()
+        .flat_map(|s| &s.container_statuses)
+        .flatten();
+    statuses.any(|status| status.name == name && has_begun(status))
+}
+
 /// What keeps a pod from starting, according to its events; `None` if nothing does.
 pub fn trouble(events: &[Event]) -> Option<String> {
     let seen = |event: &Event| {

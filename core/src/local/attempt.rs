@@ -248,7 +248,13 @@ impl Attempt {
                 Runner::Host(Sandbox::new(&self.directory, &self.order))
             }
             Runtime::Container(engine) => {
-                Runner::Containers(Containers::new(engine, &self.order, Arc::clone(&scratch)))
+                let scratch = Arc::clone(&scratch);
+                Runner::Containers(Containers::new(
+                    engine,
+                    &self.directory,
+                    &self.order,
+                    scratch,
+                ))
             }
         };
         let images = async {

@@ -20,9 +20,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::stream::BoxStream;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::process::{Child, Command};
 
 use self::directory::{Claim, Directory, Order, started_ticks};
@@ -30,11 +32,15 @@ use super::remove::remove_tree;
 use super::runtime::Runtime;
 use crate::plan::Plan;
 use crate::scheduler::TaskId;
-use crate::scheduler::compute::{AttemptId, Compute, ComputeError, Observed, Phase, Refusal};
+use crate::scheduler::compute::{
+    AttemptId, Compute, ComputeError, Observed, Output, Phase, Refusal,
+};
 use crate::scheduler::hints::Hints;
 
 /// How often an attempt that an earlier process of the engine started is looked at.
 const ADOPTED: Duration = Duration::from_millis(200);
+/// Bytes of an output that are read at a time.
+const OUTPUT: usize = 64 << 10;
 /// How long an attempt may take beyond its grace before its process is killed.
 const OVERDUE: Duration = Duration::from_secs(30);
 
@@ -258,6 +264,73 @@ impl Compute for LocalCompute {
     async fn attempts(&self) -> Result<Vec<AttemptId>, ComputeError> {
         self.list()
             .map_err(|error| ComputeError(format!("cannot list attempts: {error}")))
+    }
+
+    async fn output(
+        &self,
+        attempt: &AttemptId,
+        executor: usize,
+    ) -> Result<Option<Output>, ComputeError> {
+        let directory = self.directory(attempt);
+        match tokio::fs::File::open(directory.output(executor)).await {
+            Ok(file) => {
+                let printed = Printed {
+                    directory,
+                    executor,
+                    file,
+                    at: 0,
+                    ended: false,
+                };
+                Ok(Some(stream::try_unfold(printed, Printed::next).boxed()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ComputeError(format!(
+                "cannot read the output of {attempt}: {error}"
+            ))),
+        }
+    }
+}
+
+/// Reads what an executor prints.
+struct Printed {
+    directory: Directory,
+    executor: usize,
+    file: tokio::fs::File,
+    at: u64,
+    /// All is there that will be.
+    ended: bool,
+}
+
+impl Printed {
+    /// What comes next; `None` after the end.
+    async fn next(mut self) -> io::Result<Option<(Bytes, Self)>> {
+        loop {
+            if self.file.metadata().await?.len() < self.at {
+                self.at = 0;
+                self.file.rewind().await?;
+            }
+            let mut bytes = BytesMut::with_capacity(OUTPUT);
+            let read = self.file.read_buf(&mut bytes).await?;
+            if read > 0 {
+                self.at += read as u64;
+                return Ok(Some((bytes.freeze(), self)));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            self.ended = self.has_ended()?;
+            if !self.ended {
+                tokio::time::sleep(ADOPTED).await;
+            }
+        }
+    }
+
+    fn has_ended(&self) -> io::Result<bool> {
+        if !self.directory.is_locked().unwrap_or(false) {
+            return Ok(true);
+        }
+        let status = self.directory.status()?;
+        Ok(status.is_some_and(|status| status.executors.len() > self.executor))
     }
 }
 

@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::{ExecutorEnd, NotStarted, say};
-use super::compute::directory::Order;
+use super::compute::directory::{Directory, Order, append};
 use super::runtime::{Engine, EngineKind};
 use crate::plan::{OutputSource, PlannedExecutor, glob::Pattern};
-use crate::process::{self, Command, Ended};
+use crate::process::{self, Command, Echo, Ended};
 use crate::rooted::{RelPath, Root};
 use crate::tes::ExecutorLog;
 
@@ -46,14 +46,21 @@ const KILLED: i32 = 137;
 /// The executors of one attempt.
 pub(super) struct Containers<'a> {
     engine: &'a Engine,
+    directory: &'a Directory,
     order: &'a Order,
     scratch: Arc<Root>,
 }
 
 impl<'a> Containers<'a> {
-    pub(super) fn new(engine: &'a Engine, order: &'a Order, scratch: Arc<Root>) -> Self {
+    pub(super) fn new(
+        engine: &'a Engine,
+        directory: &'a Directory,
+        order: &'a Order,
+        scratch: Arc<Root>,
+    ) -> Self {
         Self {
             engine,
+            directory,
             order,
             scratch,
         }
@@ -100,6 +107,9 @@ impl<'a> Containers<'a> {
                 reason: format!("cannot write the environment of a container: {error}"),
                 retryable: true,
             })?;
+        // A full disk is no reason not to run.
+        let output = append(&self.directory.output(index)).ok();
+        let echo = output.map_or(Echo::Off, |file| Echo::File(Arc::new(file)));
         let command = |workdir: Option<&Path>| {
             let argv = self.argv(
                 &name,
@@ -109,7 +119,7 @@ impl<'a> Containers<'a> {
                 &env_file,
                 workdir,
             );
-            self.command(argv, &streams)
+            self.command(argv, &streams, echo.clone())
         };
         let mut ended = self.run_container(&name, command(None), stop, &grace).await;
         // Docker makes a working directory that the image does not have, podman refuses.
@@ -138,7 +148,7 @@ impl<'a> Containers<'a> {
 
     /// The engine's command, with the environment of this process: nothing of a task may steer
     /// the engine, which has rights that the task does not have.
-    fn command(&self, argv: Vec<String>, streams: &Streams) -> Command {
+    fn command(&self, argv: Vec<String>, streams: &Streams, echo: Echo) -> Command {
         let path = |file: &Option<std::fs::File>| {
             // As it was opened: whatever lies at its name now.
             file.as_ref()
@@ -150,6 +160,7 @@ impl<'a> Containers<'a> {
             stdin: path(&streams.stdin),
             stdout: path(&streams.stdout),
             stderr: path(&streams.stderr),
+            echo,
             tail: self.order.tail,
             ..Command::default()
         }
@@ -559,7 +570,8 @@ mod tests {
             data: directory.path().to_owned(),
         };
         let root = Root::open(&scratch, crate::rooted::Symlinks::InRoot).unwrap();
-        let containers = Containers::new(&engine, &order, Arc::new(root));
+        let of_attempt = Directory::at(directory.path());
+        let containers = Containers::new(&engine, &of_attempt, &order, Arc::new(root));
 
         let variables = Variables::of(&executor.env);
         let file = containers.write_env_file(0, &variables.file).unwrap();
@@ -576,7 +588,7 @@ mod tests {
             stdout: None,
             stderr: None,
         };
-        let command = containers.command(argv, &streams);
+        let command = containers.command(argv, &streams, Echo::Off);
 
         let own: Vec<_> = std::env::vars_os().collect();
         assert_eq!(command.env, own);

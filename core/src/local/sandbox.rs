@@ -50,6 +50,8 @@ struct Request {
     /// Not to be seen.
     hidden: PathBuf,
     lock: PathBuf,
+    /// What is printed goes there as well.
+    output: PathBuf,
     /// For its mounts and for the outputs to be collected; it holds no address.
     plan: Plan,
     executor: Option<PlannedExecutor>,
@@ -99,6 +101,7 @@ impl<'a> Sandbox<'a> {
             scratch: self.directory.scratch(),
             hidden: self.order.data.clone(),
             lock: self.directory.lock_path(),
+            output: self.directory.output(index),
             plan: without_addresses(&self.order.plan),
             executor: Some(self.order.plan.executors[index].clone()),
             tail: self.order.tail,
@@ -123,6 +126,7 @@ pub(super) async fn check() -> Result<(), String> {
         scratch: root.clone(),
         hidden: root.clone(),
         lock: root.join("lock"),
+        output: root.join("output"),
         plan: without_addresses(&Plan {
             version: crate::plan::VERSION,
             task: String::new(),

@@ -1,14 +1,14 @@
 //! Drains one stream of a command.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
-use super::show;
+use super::{ECHO_SIZE, Echo, show};
 
 const BUFFER: usize = 64 * 1024;
 /// The most that is still read when nobody waits for an end any more: what the largest pipe
@@ -20,25 +20,40 @@ const LAST_READ: usize = 1024 * 1024;
 pub(super) struct Stream {
     pub(super) pipe: pipe::Receiver,
     pub(super) file: Option<(PathBuf, File)>,
-    pub(super) echo: Option<Echo>,
+    pub(super) echo: Option<Echoed>,
     /// Bytes kept of its end.
     pub(super) keep: usize,
 }
 
-/// One of our own streams.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Echo {
-    Stdout,
-    Stderr,
+/// Where a stream is passed on to.
+#[derive(Debug)]
+pub(super) struct Echoed {
+    file: tokio::fs::File,
+    bounded: bool,
 }
 
-impl Echo {
-    fn open(self) -> Option<tokio::fs::File> {
-        let fd = match self {
-            Self::Stdout => std::io::stdout().as_fd().try_clone_to_owned(),
-            Self::Stderr => std::io::stderr().as_fd().try_clone_to_owned(),
+impl Echoed {
+    /// `own` is our own stream of this kind.
+    pub(super) fn open(echo: &Echo, own: BorrowedFd<'_>) -> Option<Self> {
+        let (file, bounded) = match echo {
+            Echo::Off => return None,
+            Echo::Own => (own.try_clone_to_owned().map(File::from), false),
+            Echo::File(file) => (file.try_clone(), true),
         };
-        Some(tokio::fs::File::from_std(fd.ok()?.into()))
+        let file = tokio::fs::File::from_std(file.ok()?);
+        Some(Self { file, bounded })
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.file.write_all(bytes).await?;
+        if self.bounded {
+            self.file.flush().await?;
+            // The other stream writes into it too.
+            if self.file.metadata().await?.len() >= ECHO_SIZE {
+                self.file.set_len(0).await?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -60,7 +75,6 @@ impl Stream {
             .file
             .take()
             .map(|(path, file)| (path, tokio::fs::File::from_std(file)));
-        let mut echo = self.echo.and_then(Echo::open);
         let mut buffer = vec![0; BUFFER];
         let mut last_read = LAST_READ;
         loop {
@@ -83,10 +97,10 @@ impl Stream {
                 problem = Some(cannot_write(path, &error));
                 file = None;
             }
-            if let Some(writer) = &mut echo
-                && writer.write_all(bytes).await.is_err()
+            if let Some(echo) = &mut self.echo
+                && echo.write(bytes).await.is_err()
             {
-                echo = None;
+                self.echo = None;
             }
         }
         if let Some((path, mut writer)) = file
@@ -94,8 +108,8 @@ impl Stream {
         {
             problem = Some(cannot_write(&path, &error));
         }
-        if let Some(mut writer) = echo {
-            let _ = writer.flush().await;
+        if let Some(mut echo) = self.echo {
+            let _ = echo.file.flush().await;
         }
         Captured {
             tail: tail.into_text(),

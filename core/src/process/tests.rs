@@ -334,6 +334,24 @@ async fn huge_output_is_drained_and_only_its_end_kept() {
     assert!(grown < 32 * 1024, "grew by {grown} KiB");
 }
 
+#[tokio::test]
+async fn streams_go_into_one_file_that_does_not_grow_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("output");
+    let append = || OpenOptions::new().append(true).create(true).open(&path);
+    let mut command = shell("echo out; sleep 0.2; echo err >&2");
+    command.echo = Echo::File(Arc::new(append().unwrap()));
+    assert_eq!(ended(command).await.stdout, "out\n");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "out\nerr\n");
+
+    let mut command = shell("head -c 20000000 /dev/zero | tr '\\0' x; echo end");
+    command.echo = Echo::File(Arc::new(append().unwrap()));
+    ended(command).await;
+    let kept = std::fs::read_to_string(&path).unwrap();
+    assert!(kept.ends_with("end\n"));
+    assert!((kept.len() as u64) < ECHO_SIZE, "{}", kept.len());
+}
+
 fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap();

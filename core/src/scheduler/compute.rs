@@ -1,9 +1,10 @@
 //! Where attempts run.
 
-use std::fmt;
 use std::time::Duration;
+use std::{fmt, io};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +40,22 @@ pub trait Compute: fmt::Debug + Send + Sync + 'static {
 
     /// Every attempt that has left traces here: for the sweep of orphans at the start.
     async fn attempts(&self) -> Result<Vec<AttemptId>, ComputeError>;
+
+    /// What an executor, counted from 0, prints: from its beginning, as it does, until it ends.
+    /// `None` while it has not started, when nothing of it is left, and where there is no way to
+    /// tell; then its log has the end of it, once it has ended.
+    async fn output(
+        &self,
+        _attempt: &AttemptId,
+        _executor: usize,
+    ) -> Result<Option<Output>, ComputeError> {
+        Ok(None)
+    }
 }
+
+/// Both streams of a command in one, in the order in which they were read. Where much was printed
+/// before or a reader is slow, parts of it may be missing.
+pub type Output = BoxStream<'static, io::Result<Bytes>>;
 
 /// The name of one attempt: `<task>-<number>`, number from 1.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

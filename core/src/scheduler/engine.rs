@@ -18,6 +18,17 @@ pub struct Engine {
     scheduling: Scheduling,
 }
 
+/// What a service uses of an engine.
+#[derive(Clone, Debug)]
+pub struct Handles {
+    /// The records of its tasks.
+    pub store: Arc<dyn TaskStore>,
+    /// Where attempts run.
+    pub compute: Arc<dyn Compute>,
+    /// See [`Engine::schedules`].
+    pub schedules: Option<watch::Receiver<bool>>,
+}
+
 #[derive(Debug)]
 enum Scheduling {
     Always(Scheduler),
@@ -72,6 +83,15 @@ impl Engine {
     /// The records of its tasks.
     pub fn store(&self) -> Arc<dyn TaskStore> {
         Arc::clone(&self.store)
+    }
+
+    /// All that a service needs.
+    pub fn handles(&self) -> Handles {
+        Handles {
+            store: Arc::clone(&self.store),
+            compute: Arc::clone(&self.compute),
+            schedules: self.schedules(),
+        }
     }
 
     /// The current attempt at a task as it is now, with the progress of its transfers; `None`

@@ -17,7 +17,7 @@ use futures_util::stream::BoxStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::compute::{AttemptId, Compute, ComputeError, Observed, Refusal};
+use super::compute::{AttemptId, Compute, ComputeError, Observed, Output, Refusal};
 use super::record::{Head, Record, TaskId};
 use super::store::{Created, NewTask, Page, Query, RawRecord, StoreError, TaskStore, Update};
 use crate::plan::Plan;
@@ -227,6 +227,14 @@ impl Compute for During<dyn Compute> {
 
     async fn attempts(&self) -> Result<Vec<AttemptId>, ComputeError> {
         self.inner.attempts().await
+    }
+
+    async fn output(
+        &self,
+        attempt: &AttemptId,
+        executor: usize,
+    ) -> Result<Option<Output>, ComputeError> {
+        self.inner.output(attempt, executor).await
     }
 }
 

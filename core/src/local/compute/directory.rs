@@ -8,6 +8,7 @@
 //! | `status.json` | attempt | how far it is; replaced as a whole |
 //! | `report.json` | attempt | how it ended; on disk before the attempt ends |
 //! | `log` | attempt | its own messages |
+//! | `output-<n>` | attempt | what executor n prints, while it is not too much |
 //! | `scratch/` | attempt, executors | the task's files |
 //!
 //! The engine makes the directory under another name, takes the lock, renames it, and only then
@@ -121,6 +122,11 @@ impl Directory {
         self.0.join("lock")
     }
 
+    /// What an executor prints as it runs. Beyond [`process::ECHO_SIZE`] it begins anew.
+    pub(in crate::local) fn output(&self, executor: usize) -> PathBuf {
+        self.0.join(format!("output-{executor}"))
+    }
+
     pub(super) fn exists(&self) -> io::Result<bool> {
         self.0.try_exists()
     }
@@ -136,11 +142,7 @@ impl Directory {
 
     /// A file for the messages of the attempt's process.
     pub(super) fn open_log(&self) -> io::Result<File> {
-        OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(self.0.join("log"))
+        append(&self.0.join("log"))
     }
 
     /// The last line of those messages.
@@ -216,6 +218,15 @@ impl Directory {
 pub(super) struct Claim {
     pub(super) directory: Directory,
     pub(super) lock: File,
+}
+
+/// Opens a file that only the user of this process can read.
+pub(in crate::local) fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
 }
 
 fn create(path: &Path) -> io::Result<File> {

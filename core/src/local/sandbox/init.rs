@@ -18,9 +18,10 @@ use rustix::thread::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Answer, Request, answer, forbidden, read_request, view};
+use crate::local::compute::directory::append;
 use crate::local::inherited;
 use crate::plan::PlannedExecutor;
-use crate::process::{self, Command};
+use crate::process::{self, Command, Echo};
 use crate::rooted::{Root, Symlinks};
 use crate::staging;
 use crate::tes::ExecutorLog;
@@ -55,6 +56,8 @@ fn run(request: &Request) -> Result<Option<Answer>, String> {
     }
     let scratch = Root::open(&request.scratch, Symlinks::InRoot)
         .map_err(|error| format!("cannot use scratch: {error}"))?;
+    // A full disk is no reason not to run.
+    let output = append(&request.output).ok();
     view::build(request).map_err(|error| forbidden(&error))?;
     drop_privileges().map_err(|error| forbidden(&error))?;
     let Some(executor) = &request.executor else {
@@ -80,7 +83,8 @@ fn run(request: &Request) -> Result<Option<Answer>, String> {
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
-    let (log, mut notes) = runtime.block_on(supervise(request, executor, &stop, &grace));
+    let supervised = supervise(request, executor, output, &stop, &grace);
+    let (log, mut notes) = runtime.block_on(supervised);
 
     // Symlinks count as the command saw them.
     match Root::open("/", Symlinks::InRoot) {
@@ -97,6 +101,7 @@ fn run(request: &Request) -> Result<Option<Answer>, String> {
 async fn supervise(
     request: &Request,
     executor: &PlannedExecutor,
+    output: Option<File>,
     stop: &CancellationToken,
     grace: &Mutex<Duration>,
 ) -> (ExecutorLog, Vec<String>) {
@@ -113,6 +118,7 @@ async fn supervise(
         stdin: path(&executor.stdin),
         stdout: path(&executor.stdout),
         stderr: path(&executor.stderr),
+        echo: output.map_or(Echo::Off, |file| Echo::File(Arc::new(file))),
         tail: request.tail,
         ..Command::default()
     };
