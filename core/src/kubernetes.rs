@@ -11,6 +11,8 @@
 
 pub mod cluster;
 pub mod compute;
+#[cfg(test)]
+mod crashes;
 mod engine;
 mod follow;
 pub mod lease;

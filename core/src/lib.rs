@@ -36,6 +36,7 @@
 //! no Kubernetes, no HTTP.
 
 pub mod config;
+mod crash;
 pub mod local;
 pub mod plan;
 pub mod process;

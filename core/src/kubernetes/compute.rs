@@ -29,6 +29,7 @@ use super::follow;
 use super::pod::{self, Manifests, OUTPUTS, PLAN_PARTS, STOP, Surroundings};
 use super::settings::Settings;
 use super::status::{self, Look, Need};
+use crate::crash;
 use crate::plan::Plan;
 use crate::scheduler::TaskId;
 use crate::scheduler::compute::{
@@ -175,6 +176,7 @@ impl KubernetesCompute {
         let params = PatchParams::default();
         match self.cluster.answer(api.patch(&name, &params, &patch)).await {
             Ok(_) => {
+                crash::point("attempt.stopped");
                 self.pods.annotate(attempt, STOP, reason);
                 Ok(())
             }
@@ -192,6 +194,7 @@ impl KubernetesCompute {
                 Err(error) if error.is_there() => {}
                 other => drop(other.map_err(refused)?),
             }
+            crash::point("attempt.plan");
         }
         let pods = self.cluster.api::<Pod>();
         let created = self
@@ -199,7 +202,10 @@ impl KubernetesCompute {
             .answer(pods.create(&params, &manifests.pod))
             .await;
         match created {
-            Ok(pod) => self.pods.insert(attempt, essence(pod)),
+            Ok(pod) => {
+                crash::point("attempt.pod");
+                self.pods.insert(attempt, essence(pod));
+            }
             // By this engine before a crash, or by a request whose answer was lost.
             Err(error) if error.is_there() => {
                 if let Some(pod) = self.ask(attempt).await.map_err(refused)?
@@ -257,7 +263,7 @@ impl KubernetesCompute {
             let params = DeleteParams::default();
             match self.cluster.answer(api.delete(&name, &params)).await {
                 Err(error) if !error.is_not_found() => return Err(error),
-                _ => {}
+                _ => crash::point("remove.plan"),
             }
         }
         Ok(())
@@ -349,7 +355,11 @@ impl Compute for KubernetesCompute {
         let grace = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX);
         // The supervisors need a moment of their own after it.
         let grace = grace.saturating_add(pod::AFTER_GRACE as u32);
-        self.delete(attempt, &pod, Some(grace)).await.map_err(error)
+        self.delete(attempt, &pod, Some(grace))
+            .await
+            .map_err(error)?;
+        crash::point("cancel.pod");
+        Ok(())
     }
 
     async fn remove(&self, attempt: &AttemptId) -> Result<(), ComputeError> {
@@ -364,6 +374,7 @@ impl Compute for KubernetesCompute {
                 self.delete(attempt, pod, grace).await.map_err(error)?;
             }
         }
+        crash::point("remove.pod");
         let annotations = pod
             .as_ref()
             .and_then(|pod| pod.metadata.annotations.as_ref());
@@ -466,6 +477,9 @@ async fn leave_config(cluster: &Cluster, config: String) -> Result<String, ApiEr
     let params = PostParams::default();
     match cluster.answer(api.create(&params, &map)).await {
         Err(error) if !error.is_there() => Err(error),
-        _ => Ok(name),
+        _ => {
+            crash::point("start.config");
+            Ok(name)
+        }
     }
 }

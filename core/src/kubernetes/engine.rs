@@ -28,9 +28,19 @@ pub async fn open(settings: ClusterSettings) -> Result<Engine, String> {
 }
 
 /// [`open()`] on a cluster that is connected already.
-pub async fn open_on(cluster: Cluster, settings: ClusterSettings) -> Result<Engine, String> {
+pub async fn open_on(cluster: Cluster, mut settings: ClusterSettings) -> Result<Engine, String> {
+    let mut of_store = StoreSettings::default();
+    in_haste(&mut settings, &mut of_store);
+    open_with(cluster, settings, of_store).await
+}
+
+pub(super) async fn open_with(
+    cluster: Cluster,
+    settings: ClusterSettings,
+    of_store: StoreSettings,
+) -> Result<Engine, String> {
     let lease = settings.kubernetes.lease;
-    let (store, compute, scheduler) = parts(&cluster, settings).await?;
+    let (store, compute, scheduler) = parts(&cluster, settings, of_store).await?;
     let lease = Lease::stand(cluster, lease).await?;
     Ok(Engine::stand(store, compute, scheduler, Arc::new(lease)))
 }
@@ -40,7 +50,7 @@ pub async fn open_on(cluster: Cluster, settings: ClusterSettings) -> Result<Engi
 /// removes it. An error is for people.
 pub async fn open_alone(settings: ClusterSettings) -> Result<Engine, String> {
     let cluster = Cluster::connect(&settings.kubernetes).await?;
-    let (store, compute, scheduler) = parts(&cluster, settings).await?;
+    let (store, compute, scheduler) = parts(&cluster, settings, StoreSettings::default()).await?;
     Ok(Engine::start(store, compute, scheduler))
 }
 
@@ -57,8 +67,12 @@ type Parts = (
     scheduler::Settings,
 );
 
-async fn parts(cluster: &Cluster, settings: ClusterSettings) -> Result<Parts, String> {
-    let store = ConfigMapStore::open(cluster.clone(), StoreSettings::default())
+async fn parts(
+    cluster: &Cluster,
+    settings: ClusterSettings,
+    of_store: StoreSettings,
+) -> Result<Parts, String> {
+    let store = ConfigMapStore::open(cluster.clone(), of_store)
         .await
         .map_err(|error| error.to_string())?;
     let store = Arc::new(store);
@@ -73,3 +87,16 @@ async fn parts(cluster: &Cluster, settings: ClusterSettings) -> Result<Parts, St
     let compute = KubernetesCompute::open(cluster.clone(), options).await?;
     Ok((store, Arc::new(compute), settings.scheduler))
 }
+
+/// Sweeps as often as a test wants.
+#[cfg(feature = "crash-points")]
+fn in_haste(settings: &mut ClusterSettings, store: &mut StoreSettings) {
+    if let Some(sweep) = crate::crash::sweep() {
+        settings.scheduler.sweep = sweep;
+        store.orphan_interval = sweep;
+        store.orphan_age = sweep * 10;
+    }
+}
+
+#[cfg(not(feature = "crash-points"))]
+fn in_haste(_: &mut ClusterSettings, _: &mut StoreSettings) {}

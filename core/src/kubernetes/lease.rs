@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cluster::{ApiError, Cluster, Part, digest};
 use super::settings::LeaseSettings;
+use crate::crash;
 use crate::scheduler::{Election, Office, Term};
 
 /// A candidate for one lease. Dropping it ends its term, and leaves the lease to run out.
@@ -187,6 +188,7 @@ impl Campaign {
         let taken = self.put(there.as_ref(), &self.identity, self.renew);
         match taken.await {
             Ok(lease) => {
+                crash::point("lease.taken");
                 let (office, term) = Office::take(sent + self.term());
                 self.says.send_replace(Some(term));
                 Ok(Some((lease, office)))
@@ -245,6 +247,7 @@ impl Campaign {
             let renewal = self.put(Some(&lease), &self.identity, left.min(self.renew));
             match renewal.await {
                 Ok(renewed) => {
+                    crash::point("lease.renewed");
                     lease = renewed;
                     wait = self.renew;
                     self.complaint.clear();
@@ -283,6 +286,8 @@ impl Campaign {
     async fn release(&self, lease: Object) {
         if let Err(error) = self.put(Some(&lease), "", self.renew).await {
             tracing::warn!(%error, "the lease could not be given back; it runs out by itself");
+        } else {
+            crash::point("lease.released");
         }
     }
 

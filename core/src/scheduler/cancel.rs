@@ -2,6 +2,7 @@
 
 use super::record::{Head, TaskId};
 use super::store::{StoreError, TaskStore, Update};
+use crate::crash;
 use crate::tes::{Event, State};
 
 /// Cancels a task: at once if nothing of it exists on a worker, else it becomes CANCELING and
@@ -36,6 +37,10 @@ pub async fn cancel(store: &dyn TaskStore, id: &TaskId) -> Result<Head, StoreErr
         match store.update(id, head.version, update).await {
             // Another was faster; each turn of the loop means that the task has moved on.
             Err(StoreError::Conflict) => {}
+            Ok(head) => {
+                crash::point("cancel.requested");
+                return Ok(head);
+            }
             other => return other,
         }
     }

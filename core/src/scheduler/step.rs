@@ -5,6 +5,7 @@ use super::reconcile::{Action, Admission, Situation, reconcile, waits};
 use super::record::{Head, Record, TaskId};
 use super::run::Settings;
 use super::store::{StoreError, TaskStore, Update};
+use crate::crash;
 use crate::plan::Plan;
 use crate::tes::Task;
 use crate::time::Timestamp;
@@ -91,6 +92,13 @@ async fn apply(
                 Ok(new) => {
                     if new.state != head.state {
                         tracing::info!(task = %new.id, from = %head.state, to = %new.state, attempt = new.attempt);
+                    }
+                    if new.state.is_terminal() {
+                        crash::point("attempt.ended");
+                    } else if new.attempt != head.attempt {
+                        crash::point("attempt.reserved");
+                    } else if new.not_before.is_some() {
+                        crash::point("attempt.lost");
                     }
                     head = new;
                 }
@@ -197,6 +205,7 @@ pub(super) async fn sweep_attempts(
             tracing::warn!(%attempt, "ending an attempt that no task has");
             compute.cancel(&attempt, settings.grace).await?;
         }
+        crash::point("sweep.attempt");
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use kube::core::ObjectMeta;
 use super::super::cluster::{Part, TASK, secret_name};
 use super::object::{SECRETS_KEY, note_name};
 use super::{Shared, StoreError, corrupt, failed};
+use crate::crash;
 use crate::scheduler::TaskId;
 use crate::tes::UrlSecrets;
 
@@ -50,6 +51,7 @@ impl Shared {
         {
             return Err(failed(&error));
         }
+        crash::point("create.note");
         let secrets = self.cluster.api::<Secret>();
         match self.cluster.answer(secrets.create(&params, &secret)).await {
             Err(error) if !error.is_conflict() => Err(failed(&error)),
@@ -66,6 +68,7 @@ impl Shared {
         let gone = match gone {
             Err(error) if !error.is_not_found() => Err(error),
             _ => {
+                crash::point("secret.removed");
                 let notes = self.cluster.api::<ConfigMap>();
                 let name = note_name(id);
                 let gone = self.cluster.answer(notes.delete(&name, &params)).await;

@@ -13,6 +13,7 @@ use super::super::cluster::{ApiError, Part};
 use super::object::{Entry, KeyRef, head_name, task_of};
 use super::text::{Kind, discard, part_names};
 use super::{Shared, StoreError, failed, key};
+use crate::crash;
 use crate::scheduler::TaskId;
 use crate::time::Timestamp;
 
@@ -64,6 +65,7 @@ impl Shared {
         let id = &entry.head.id;
         if let Some(key) = &entry.key {
             self.release(key).await;
+            crash::point("sweep.key");
         }
         match self.delete(&head_name(id), &entry.uid).await {
             Ok(()) => {}
@@ -71,9 +73,11 @@ impl Shared {
             Err(error) if error.is_conflict() => return Ok(false),
             Err(error) => return Err(error),
         }
+        crash::point("sweep.head");
         self.index_mut().remove(id);
         discard(&self.cluster, id, Kind::Document, &entry.document).await;
         discard(&self.cluster, id, Kind::Logs, &entry.logs).await;
+        crash::point("sweep.texts");
         if entry.secret {
             self.drop_secrets(id).await;
         }
@@ -162,7 +166,10 @@ impl Shared {
         }
         match self.delete(name, uid).await {
             Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
-            _ => Ok(()),
+            _ => {
+                crash::point("sweep.orphan");
+                Ok(())
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ use super::{
     Created, MAX_DOCUMENT, MAX_LOGS, MAX_SEARCH, NewTask, Shared, StoreError, Update, corrupt,
     failed,
 };
+use crate::crash;
 use crate::scheduler::{Head, TaskId};
 use crate::tes::{State, TaskLog};
 use crate::time::Timestamp;
@@ -53,6 +54,7 @@ impl Shared {
             Claim::Join(id, key) => (id, key, false),
             Claim::Decided(created) => return Ok(created),
         };
+        crash::point("create.key");
         let made = self.make(&task, &id, search, Some(key.clone())).await;
         match made {
             Ok(Made::Yes) => Ok(Created::New(id)),
@@ -99,9 +101,11 @@ impl Shared {
         let logs = Text::new(Kind::Logs, to_json(&[first])?, write).await?;
         document.store(&self.cluster, id).await?;
         logs.store(&self.cluster, id).await?;
+        crash::point("create.document");
         let secret = !task.secrets.0.is_empty();
         if secret {
             self.keep_secrets(id, &task.secrets).await?;
+            crash::point("create.secret");
         }
         let now = Timestamp::now();
         let entry = Entry {
@@ -166,6 +170,7 @@ impl Shared {
         let (api, params) = (self.cluster.api::<ConfigMap>(), PostParams::default());
         match self.cluster.answer(api.create(&params, &object)).await {
             Ok(made) => {
+                crash::point("create.head");
                 self.taken(id, &made.metadata)?;
                 Ok(Made::Yes)
             }
@@ -221,16 +226,21 @@ impl Shared {
                 within("the log of the task", logs.len(), MAX_LOGS)?;
                 let text = Text::new(Kind::Logs, logs, next.write).await?;
                 text.store(&self.cluster, id).await?;
+                crash::point("update.logs");
                 next.logs = text.reference.clone();
                 Some(text)
             }
             None => None,
         };
         let result = self.patch(&current, &next, logs.as_ref()).await;
+        if result.is_ok() {
+            crash::point("update.head");
+        }
         match (&result, &logs) {
             (Ok(_), Some(text)) => {
                 self.cache().put(id, &text.reference, &text.whole);
                 discard(&self.cluster, id, Kind::Logs, &current.logs).await;
+                crash::point("update.discard");
             }
             (Err(StoreError::Conflict | StoreError::NotFound), Some(text)) => {
                 discard(&self.cluster, id, Kind::Logs, &text.reference).await;
