@@ -621,10 +621,11 @@ async fn needs_of(
 ) -> Result<Capacity, StoreError> {
     const GIB: f64 = 1_073_741_824.0;
     // What cannot be read or is gone is found out by the step.
-    let task = store
-        .get(id)
-        .await?
-        .and_then(|record| serde_json::from_str::<Task>(&record.document).ok());
+    let record = match store.get(id).await {
+        Err(StoreError::Corrupt(_)) => None,
+        record => record?,
+    };
+    let task = record.and_then(|record| serde_json::from_str::<Task>(&record.document).ok());
     let asked = task.and_then(|task| task.resources).unwrap_or_default();
     Ok(Capacity {
         cores: asked

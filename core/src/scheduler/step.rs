@@ -7,7 +7,7 @@ use super::run::Settings;
 use super::store::{StoreError, TaskStore, Update};
 use crate::crash;
 use crate::plan::Plan;
-use crate::tes::Task;
+use crate::tes::{Event, Task, TaskLog};
 use crate::time::Timestamp;
 
 /// Where a task stands after a step.
@@ -41,12 +41,15 @@ pub(super) async fn step(
     mut admission: Admission,
 ) -> Result<Stepped, StepError> {
     loop {
-        let Some(record) = store.get(id).await? else {
-            return Ok(Stepped {
-                head: None,
-                wake: None,
-                busy: false,
-            });
+        let record = match store.get(id).await {
+            Err(StoreError::Corrupt(reason)) => {
+                let head = damaged(store, compute, settings, id, &reason).await?;
+                return Ok(Stepped::at(head));
+            }
+            record => record?,
+        };
+        let Some(record) = record else {
+            return Ok(Stepped::at(None));
         };
         let observed = match record.head.current_attempt() {
             Some(attempt) => Some(compute.observe(&attempt).await?),
@@ -67,6 +70,57 @@ pub(super) async fn step(
             Applied::Never(reason) => admission = Admission::Never(reason),
         }
     }
+}
+
+impl Stepped {
+    /// Nothing more is to be done now.
+    fn at(head: Option<Head>) -> Self {
+        Self {
+            head,
+            wake: None,
+            busy: false,
+        }
+    }
+}
+
+/// Ends a task whose document or logs are lost, which somebody has removed or edited: it could
+/// neither be started nor shown. If the head cannot be read either, nothing can be changed, and
+/// somebody may mend it.
+async fn damaged(
+    store: &dyn TaskStore,
+    compute: &dyn Compute,
+    settings: &Settings,
+    id: &TaskId,
+    reason: &str,
+) -> Result<Option<Head>, StepError> {
+    let Some(head) = store.head(id).await? else {
+        return Ok(None);
+    };
+    if head.state.is_terminal() {
+        return Ok(Some(head));
+    }
+    tracing::error!(task = %id, reason, "ends a task whose record is damaged");
+    let attempt = head.current_attempt();
+    let events = [Event::SystemFailed, Event::Gone];
+    let mut states = events
+        .iter()
+        .filter_map(|event| head.state.after(*event).ok());
+    let mut logs = Vec::new();
+    logs.resize_with(head.attempt.max(1) as usize, TaskLog::default);
+    if let Some(log) = logs.last_mut() {
+        log.system_logs = Some(vec![format!("the record of the task is damaged: {reason}")]);
+    }
+    let update = Update {
+        state: states.next(),
+        logs: Some(logs),
+        ..Update::default()
+    };
+    let head = store.update(id, head.version, update).await?;
+    // The sweep removes what is left of it.
+    if let Some(attempt) = attempt {
+        compute.cancel(&attempt, settings.grace).await?;
+    }
+    Ok(Some(head))
 }
 
 enum Applied {
@@ -194,9 +248,15 @@ pub(super) async fn sweep_attempts(
         };
         // Where another engine has scheduled until now, its last attempts may be known before
         // the records that speak of them.
-        if wanted(store.head(&attempt.task).await?) || wanted(store.head_now(&attempt.task).await?)
-        {
-            continue;
+        let wanted = async {
+            let known = wanted(store.head(&attempt.task).await?);
+            Ok(known || wanted(store.head_now(&attempt.task).await?))
+        };
+        match wanted.await {
+            Ok(false) => {}
+            // A record that cannot be read may be mended, and keeps no other from being swept.
+            Ok(true) | Err(StoreError::Corrupt(_)) => continue,
+            Err(error) => return Err(error.into()),
         }
         let Observed { phase, .. } = compute.observe(&attempt).await?;
         if phase.is_over() {

@@ -4,12 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::PostParams;
 use libtest_mimic::Trial;
+use serde_json::json;
 use tesk_conformance::fake_api::{FakeApi, Fault};
-use tesk_core::scheduler::{Created, Scheduler, Settings, TaskStore};
+use tesk_core::kubernetes::cluster::{ATTEMPT, Part, TASK};
+use tesk_core::kubernetes::{ClusterSettings, Settings as KubernetesSettings, open_on};
+use tesk_core::scheduler::{Created, Head, Scheduler, Settings, TaskStore};
+use tesk_core::tes::State;
 
-use super::{open, stored, task};
+use super::{cluster, open, stored, task};
 use crate::integration::scheduler::{Instantly, completed};
 use crate::trials;
 
@@ -18,6 +24,8 @@ pub(super) fn trials() -> Vec<Trial> {
         "config-maps":
         a_task_costs_few_requests_from_its_post_to_its_end,
         every_task_ends_once_though_requests_fail,
+        a_task_that_has_lost_a_part_of_its_record_ends_and_says_so,
+        a_record_that_cannot_be_read_keeps_no_other_attempt_from_being_swept,
     ]
 }
 
@@ -84,6 +92,72 @@ async fn every_task_ends_once_though_requests_fail() -> Result<()> {
     completed(&front, TASKS, Duration::from_secs(20)).await?;
     scheduler.stop().await;
     ensure!(compute.started.load(Ordering::SeqCst) as u64 == TASKS);
+    Ok(())
+}
+
+async fn a_task_that_has_lost_a_part_of_its_record_ends_and_says_so() -> Result<()> {
+    let server = FakeApi::new();
+    let front = open(&server).await?;
+    let mut task = runnable();
+    let noise = super::noise(20_000);
+    task.document =
+        format!(r#"{{"executors":[{{"image":"i","command":["c"],"env":{noise}}}]}}"#).into();
+    let id = stored(&front, task).await?;
+    let beside = stored(&front, runnable()).await?;
+    for name in super::names(&server) {
+        if name.contains(".document-") {
+            server.remove("configmaps", &name);
+        }
+    }
+    let back = Arc::new(open(&server).await?);
+    let compute = Arc::new(Instantly::default());
+    let scheduler = Scheduler::start(back.clone(), compute.clone(), Settings::default());
+    super::soon("both end", || async {
+        let (one, other) = (back.head(&id).await?, back.head(&beside).await?);
+        let state = |head: Option<Head>| head.map(|head| head.state);
+        Ok(state(one) == Some(State::SystemError) && state(other) == Some(State::Complete))
+    })
+    .await?;
+    scheduler.stop().await;
+    let head = server.object("configmaps", &format!("tesk-{id}"));
+    let logs = head.context("a head")?["data"]["logs"].to_string();
+    ensure!(logs.contains("parts of the record"), "{logs}");
+    ensure!(compute.started.load(Ordering::SeqCst) == 1);
+    Ok(())
+}
+
+async fn a_record_that_cannot_be_read_keeps_no_other_attempt_from_being_swept() -> Result<()> {
+    let server = FakeApi::new();
+    let spoilt = stored(&open(&server).await?, task()).await?;
+    server.edit("configmaps", &format!("tesk-{spoilt}"), |head| {
+        head["metadata"]["annotations"] = json!({});
+    });
+    let cluster = cluster(&server);
+    for task in [spoilt.as_str(), "z"] {
+        let mut labels = cluster.labels(Part::Attempt);
+        labels.insert(TASK.to_owned(), task.to_owned());
+        labels.insert(ATTEMPT.to_owned(), "1".to_owned());
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": { "name": format!("{task}-1"), "labels": labels },
+            "spec": { "containers": [{ "name": "c", "image": "i" }] },
+        }))?;
+        let pods = cluster.api::<Pod>();
+        pods.create(&PostParams::default(), &pod).await?;
+    }
+    let settings = ClusterSettings {
+        kubernetes: KubernetesSettings::default(),
+        filer_config: String::new(),
+        scheduler: Settings::default(),
+    };
+    let engine = open_on(cluster, settings).await;
+    let engine = engine.map_err(anyhow::Error::msg)?;
+    super::soon("it is swept", || async {
+        Ok(server.object("pods", "z-1").is_none())
+    })
+    .await?;
+    // It may be mended.
+    ensure!(server.object("pods", &format!("{spoilt}-1")).is_some());
+    engine.stop().await;
     Ok(())
 }
 
