@@ -288,7 +288,14 @@ impl Compute for KubernetesCompute {
     async fn observe(&self, attempt: &AttemptId) -> Result<Observed, ComputeError> {
         let error = |error: ApiError| failed(attempt, "look at", &error);
         let Some(pod) = self.pod(attempt).await.map_err(error)? else {
-            return Ok(Observed::absent());
+            let mut observed = Observed::absent();
+            if self.pods.was_there(attempt) {
+                observed.phase = Phase::Lost {
+                    reason: "it has disappeared".to_owned(),
+                    preempted: false,
+                };
+            }
+            return Ok(observed);
         };
         let patience = &self.surroundings.settings.patience;
         let look = |log: Option<&str>| status::look(&pod, log, patience, Timestamp::now());

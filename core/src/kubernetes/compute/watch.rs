@@ -1,8 +1,8 @@
 //! What is known of all pods, kept up to date by a watch.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use kube::api::ObjectMeta;
@@ -16,14 +16,41 @@ use crate::scheduler::hints::Hints;
 /// How long it may take until all pods are known, at the start.
 const COMPLETE: Duration = Duration::from_mins(1);
 
+/// How long it is remembered that a pod was there: longer than the scheduler takes to look.
+const REMEMBER: Duration = Duration::from_mins(10);
+
 /// The status of every pod.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
     known: RwLock<HashMap<AttemptId, Arc<Pod>>>,
+    /// Attempts whose pods were there.
+    past: Mutex<Past>,
     /// Attempts whose pods changed.
     pub(super) hints: Hints,
     /// Whether all pods are known.
     complete: tokio::sync::watch::Sender<bool>,
+}
+
+/// Attempts whose pods are gone, or are not known of for a moment. A pod that somebody has removed
+/// before its task was said to have begun must not be taken for one that was never made.
+#[derive(Debug, Default)]
+struct Past {
+    attempts: HashSet<AttemptId>,
+    order: VecDeque<(Instant, AttemptId)>,
+}
+
+impl Past {
+    fn note(&mut self, attempt: &AttemptId, now: Instant) {
+        while let Some((time, old)) = self.order.front()
+            && now.duration_since(*time) > REMEMBER
+        {
+            self.attempts.remove(old);
+            self.order.pop_front();
+        }
+        if self.attempts.insert(attempt.clone()) {
+            self.order.push_back((now, attempt.clone()));
+        }
+    }
 }
 
 impl Pods {
@@ -49,8 +76,21 @@ impl Pods {
             .or_insert_with(|| Arc::new(pod));
     }
 
+    /// Notes that a pod is gone.
     pub(super) fn remove(&self, attempt: &AttemptId) {
+        self.note_past(attempt);
         self.write().remove(attempt);
+    }
+
+    /// Whether the pod of an attempt was there lately.
+    pub(super) fn was_there(&self, attempt: &AttemptId) -> bool {
+        let past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        past.attempts.contains(attempt)
+    }
+
+    fn note_past(&self, attempt: &AttemptId) {
+        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        past.note(attempt, Instant::now());
     }
 
     /// All of them; waits until all are known, but not for ever. `None` if they are not.
@@ -96,6 +136,9 @@ impl Follower for Pods {
             let gone = known.extract_if(|attempt, _| !listed.contains(attempt));
             gone.map(|(attempt, _)| attempt).collect()
         };
+        for attempt in &gone {
+            self.note_past(attempt);
+        }
         self.complete.send_replace(true);
         // Also those that went while nobody watched.
         for attempt in &gone {

@@ -6,6 +6,7 @@ pub(super) fn trials() -> Vec<Trial> {
     trials![
         "pods":
         an_attempt_is_canceled_once,
+        a_pod_that_was_there_and_is_gone_is_lost,
         a_pod_that_is_going_is_not_forced_unless_its_node_is_silent,
         pods_have_an_owner_where_there_is_one,
         attempts_are_all_there_are_once_they_are_known,
@@ -41,16 +42,39 @@ async fn an_attempt_is_canceled_once() -> Result<()> {
     ensure!(phase(&compute, &attempt(1)).await? == Phase::Running);
     server.remove("pods", "t1-1");
     until("gone", async || {
-        Ok(phase(&compute, &attempt(1)).await? == Phase::Absent)
+        Ok(phase(&compute, &attempt(1)).await?.is_over())
     })
     .await?;
     compute.cancel(&attempt(1), Duration::ZERO).await?;
     // One that is on no node is gone at once.
     compute.cancel(&attempt(2), Duration::ZERO).await?;
     until("gone", async || {
-        Ok(phase(&compute, &attempt(2)).await? == Phase::Absent)
+        Ok(phase(&compute, &attempt(2)).await?.is_over())
     })
     .await
+}
+
+async fn a_pod_that_was_there_and_is_gone_is_lost() -> Result<()> {
+    let server = FakeApi::new();
+    // One that has made it, and one that only watches.
+    let (compute, other) = (open(&server).await?, open(&server).await?);
+    compute.submit(&attempt(1), &plan("a")?).await?;
+    until(
+        "known",
+        async || Ok(other.attempts().await? == [attempt(1)]),
+    )
+    .await?;
+    server.remove("pods", "t1-1");
+    for compute in [compute, other] {
+        until("seen to be gone", async || {
+            let phase = phase(&compute, &attempt(1)).await?;
+            // It was never made, and would be made again.
+            ensure!(phase != Phase::Absent);
+            Ok(phase.is_over())
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 async fn a_pod_that_is_going_is_not_forced_unless_its_node_is_silent() -> Result<()> {

@@ -7,7 +7,7 @@ pub(super) fn trials() -> Vec<Trial> {
         "pods":
         a_pod_is_seen_before_the_watch_has_told_of_it,
         changes_are_hinted_at_also_after_a_gap,
-        a_pod_that_vanished_in_a_gap_is_absent,
+        a_pod_that_vanished_in_a_gap_is_lost,
         a_pod_that_can_never_go_on_is_told_to_stop_once,
         a_report_is_read_from_the_log_when_the_message_says_so,
         what_keeps_a_pod_from_starting_is_in_its_events,
@@ -64,7 +64,7 @@ async fn changes_are_hinted_at_also_after_a_gap() -> Result<()> {
     Ok(())
 }
 
-async fn a_pod_that_vanished_in_a_gap_is_absent() -> Result<()> {
+async fn a_pod_that_vanished_in_a_gap_is_lost() -> Result<()> {
     let server = FakeApi::new();
     let compute = open(&server).await?;
     compute.submit(&attempt(1), &plan("a")?).await?;
@@ -78,7 +78,7 @@ async fn a_pod_that_vanished_in_a_gap_is_absent() -> Result<()> {
     server.remove("pods", "t1-1");
     server.compact();
     server.heal();
-    while phase(&compute, &attempt(1)).await? != Phase::Absent {
+    while !phase(&compute, &attempt(1)).await?.is_over() {
         let hint = tokio::time::timeout(Duration::from_secs(20), hints.next()).await?;
         ensure!(hint == Some(attempt(1)));
     }

@@ -34,7 +34,7 @@ async fn an_attempt_comes_and_goes_on_a_real_server() -> Result<()> {
     compute.cancel(&attempt(1), Duration::ZERO).await?;
     compute.cancel(&attempt(1), Duration::ZERO).await?;
     until("it is gone", async || {
-        Ok(phase(&compute, &attempt(1)).await? == Phase::Absent)
+        Ok(phase(&compute, &attempt(1)).await?.is_over())
     })
     .await?;
     until("all is removed", async || {
