@@ -30,7 +30,7 @@ use crate::staging::report;
 use crate::tes::{ExecutorLog, UrlSecrets};
 use crate::time::Timestamp;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// How long a server that stands still does so: others have taken over by then.
 const STILL: Duration = Duration::from_secs(3);
 
@@ -225,7 +225,7 @@ fn turn(api: &FakeApi, seen: &Mutex<Seen>, pod: &Value) {
             let now = Timestamp::now();
             let log = ExecutorLog {
                 // So long that it has objects of its own.
-                stdout: Some(format!("{:?}", [1; 5000])),
+                stdout: Some("long ".repeat(4000)),
                 ..ExecutorLog::default()
             };
             let report = Report {
