@@ -55,7 +55,11 @@ impl Lease {
             complaint: String::new(),
             name,
         };
-        campaign.get().await.map_err(|error| {
+        // As patient as all else at the start: nobody counts on this server yet.
+        let look = campaign
+            .cluster
+            .answer(campaign.api.get_opt(&campaign.name));
+        look.await.map_err(|error| {
             let name = &campaign.name;
             format!(
                 "cannot read the lease {name}, by which servers agree on which schedules: {error}"

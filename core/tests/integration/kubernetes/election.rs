@@ -18,6 +18,7 @@ pub(super) fn trials() -> Vec<Trial> {
         "election":
         of_two_candidates_one_is_elected_and_hands_over_at_once,
         a_candidate_that_vanishes_is_replaced_after_its_lease,
+        a_server_begins_though_the_first_answer_takes_longer_than_a_renewal_may,
         a_holder_that_cannot_renew_stops_before_its_lease_runs_out,
     ]
 }
@@ -64,6 +65,18 @@ async fn a_candidate_that_vanishes_is_replaced_after_its_lease() -> Result<()> {
     ensure!(two.elected().await.holds());
     let took = begun.elapsed();
     ensure!(took > LASTS * 3 / 4 && took < LASTS * 2, "{took:?}");
+    Ok(())
+}
+
+async fn a_server_begins_though_the_first_answer_takes_longer_than_a_renewal_may() -> Result<()> {
+    let server = FakeApi::new();
+    let mut first = true;
+    server.intercept(move |call| {
+        let late = call.verb == "get" && std::mem::take(&mut first);
+        late.then_some(Fault::Delay(LASTS / 3))
+    });
+    let lease = stand(&server).await?;
+    ensure!(lease.elected().await.holds());
     Ok(())
 }
 
