@@ -30,7 +30,7 @@ use crate::staging::report;
 use crate::tes::{ExecutorLog, UrlSecrets};
 use crate::time::Timestamp;
 
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(3);
 /// How long a server that stands still does so: others have taken over by then.
 const STILL: Duration = Duration::from_secs(3);
 
@@ -190,7 +190,7 @@ fn kubelet(api: &FakeApi, seen: &Mutex<Seen>, stop: &AtomicBool) {
         for pod in api.objects("pods") {
             turn(api, seen, &pod);
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -210,7 +210,12 @@ fn turn(api: &FakeApi, seen: &Mutex<Seen>, pod: &Value) {
         (Some("Running"), "lost:1") if name.ends_with("-1") => {
             // Before that, one that vanishes while no server watches is not known to have been.
             let head = format!("tesk-{}", name.trim_end_matches("-1"));
-            if seen.lock().unwrap().states[&head] != "QUEUED" {
+            let seen = seen.lock().unwrap();
+            if seen
+                .states
+                .get(&head)
+                .is_some_and(|state| state != "QUEUED")
+            {
                 api.remove("pods", name);
             }
             return;
@@ -277,7 +282,7 @@ fn task(image: &str) -> NewTask {
             .wrapping_add(1);
         char::from(b'0' + (random >> 33) as u8 % 64)
     };
-    let content: String = (0..40_000)
+    let content: String = (0..24_000)
         .map(|_| noise())
         .filter(|c| *c != '\\')
         .collect();
@@ -404,7 +409,7 @@ fn run(point: &'static str, fate: Fate) {
     let begun = Instant::now();
     while !left().is_empty() && begun.elapsed() < PATIENCE {
         servers.present();
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(100));
     }
     if point == "lease.released" {
         let _ = servers.all[0].asks.send(Ask::Stop);
