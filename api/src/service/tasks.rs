@@ -152,7 +152,7 @@ pub(super) async fn one(
         return Err(ApiError::no_such_task());
     };
     let query = query.as_deref();
-    let (id, action) = match segment.split_once(':') {
+    let (id, action) = match segment.rsplit_once(':') {
         Some((id, action)) => (id, Some(action)),
         None => (&*segment, None),
     };
