@@ -202,6 +202,9 @@ impl TaskStore for ConfigMapStore {
     }
 
     async fn watch(&self) -> Result<BoxStream<'static, Head>, StoreError> {
+        if let Err(error) = self.shared.warm().await {
+            tracing::warn!(%error, "cannot read the tasks under way by a list");
+        }
         // Registered before the look at what is there, so that nothing falls in between.
         let watcher = self.shared.watchers.register();
         let active = self.shared.index().active();

@@ -2,7 +2,7 @@
 //!
 //! One asynchronous task owns all state. It hears of records and attempts that changed, decides
 //! whose turn it is, and starts a step for each task that needs one: at most one at a time for
-//! the same task, and any number for different ones, so that no task waits for another.
+//! the same task, and many for different ones, so that no task waits for another that is slow.
 
 use std::collections::{BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +19,7 @@ use super::compute::{AttemptId, Compute};
 use super::queue::{Queue, Room, Why};
 use super::reconcile::Admission;
 use super::record::{Head, TaskId};
-use super::step::{StepError, Stepped, step, sweep_attempts};
+use super::step::{Quiet, StepError, Stepped, step, sweep_attempts};
 use super::store::{StoreError, TaskStore};
 use crate::tes::Task;
 use crate::time::Timestamp;
@@ -116,6 +117,7 @@ impl Scheduler {
             refused: BTreeSet::new(),
             unexplained: BTreeSet::new(),
             steps: JoinSet::new(),
+            at_once: Arc::new(Semaphore::new(AT_ONCE)),
         };
         let token = stop.clone();
         let done = tokio::spawn(async move {
@@ -164,6 +166,8 @@ struct Entry {
     explain: Option<Timestamp>,
     /// Why it waits for its turn, as its log says.
     explained: Option<Why>,
+    /// What the last step has seen, if that was nothing new.
+    quiet: Option<Quiet>,
 }
 
 impl Entry {
@@ -177,6 +181,7 @@ impl Entry {
             refused: None,
             explain: None,
             explained: None,
+            quiet: None,
         }
     }
 }
@@ -194,7 +199,13 @@ struct Loop {
     /// When to look why tasks wait for their turn.
     unexplained: BTreeSet<(Timestamp, TaskId)>,
     steps: JoinSet<(TaskId, Result<Stepped, StepError>)>,
+    /// What steps need to begin.
+    at_once: Arc<Semaphore>,
 }
+
+/// Steps at once: after a start every active task needs one, and thousands of requests together
+/// would keep store and compute side from answering anybody.
+const AT_ONCE: usize = 64;
 
 /// The wait before trouble with the store or the compute side is tried again.
 const TROUBLE: Duration = Duration::from_secs(1);
@@ -252,6 +263,7 @@ impl Loop {
     }
 
     async fn finish_steps(&mut self) {
+        self.at_once.close();
         // Steps end by themselves, soon; one that hangs on a worker is not waited for.
         let all = async { while self.steps.join_next().await.is_some() {} };
         if tokio::time::timeout(self.settings.grace, all)
@@ -448,10 +460,15 @@ impl Loop {
         };
         entry.stepping = true;
         entry.dirty = false;
+        let quiet = entry.quiet.take();
+        let at_once = Arc::clone(&self.at_once);
         let (store, compute) = (Arc::clone(&self.store), Arc::clone(&self.compute));
         let (settings, id) = (Arc::clone(&self.settings), id.clone());
         self.steps.spawn(async move {
-            let step = step(&*store, &*compute, &settings, &id, admission);
+            let Ok(_turn) = at_once.acquire().await else {
+                return (id, Err(StepError::Stopped));
+            };
+            let step = step(&*store, &*compute, &settings, &id, admission, quiet);
             // Nothing is half done that the next step does not look at anew.
             let result = AssertUnwindSafe(step).catch_unwind().await;
             (id, result.unwrap_or(Err(StepError::Panic)))
@@ -470,10 +487,12 @@ impl Loop {
                 head: Some(head),
                 wake,
                 busy,
+                quiet,
             }) => {
                 if head.state.is_terminal() {
                     return self.forget(id);
                 }
+                entry.quiet = quiet;
                 if entry.head.version <= head.version {
                     entry.head = head;
                 } else {

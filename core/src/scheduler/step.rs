@@ -19,6 +19,19 @@ pub(super) struct Stepped {
     pub(super) wake: Option<Timestamp>,
     /// There was no room for its attempt.
     pub(super) busy: bool,
+    /// What was seen, if nothing was to be done about it.
+    pub(super) quiet: Option<Quiet>,
+}
+
+/// What a step has seen of an attempt and did nothing about. As decisions follow from nothing
+/// else, the next step that sees the same need not read the record: of thousands of tasks that
+/// run, most are like that whenever they are looked at.
+#[derive(Debug)]
+pub(super) struct Quiet {
+    version: u64,
+    observed: Observed,
+    /// From then on there is something to be done.
+    until: Option<Timestamp>,
 }
 
 /// A step could not be finished. Nothing is lost: the next one begins anew.
@@ -30,16 +43,39 @@ pub(super) enum StepError {
     Compute(#[from] ComputeError),
     #[error("a fault of this program; its log has the place")]
     Panic,
+    #[error("the scheduler stops")]
+    Stopped,
 }
 
 /// Looks at a task, decides, and does what was decided, until nothing is left to be done now.
+/// `quiet` is from the step before.
 pub(super) async fn step(
     store: &dyn TaskStore,
     compute: &dyn Compute,
     settings: &Settings,
     id: &TaskId,
     mut admission: Admission,
+    quiet: Option<Quiet>,
 ) -> Result<Stepped, StepError> {
+    let mut seen = None;
+    if let Some(quiet) = quiet
+        && !matches!(admission, Admission::Never(_))
+        && let Ok(Some(head)) = store.head(id).await
+        && head.version == quiet.version
+        && let Some(attempt) = head.current_attempt()
+    {
+        let observed = compute.observe(&attempt).await?;
+        let due = quiet.until.is_some_and(|time| time <= Timestamp::now());
+        if observed == quiet.observed && !due {
+            return Ok(Stepped {
+                head: Some(head),
+                wake: quiet.until,
+                busy: false,
+                quiet: Some(quiet),
+            });
+        }
+        seen = Some((head.version, observed));
+    }
     loop {
         let record = match store.get(id).await {
             Err(StoreError::Corrupt(reason)) => {
@@ -51,9 +87,13 @@ pub(super) async fn step(
         let Some(record) = record else {
             return Ok(Stepped::at(None));
         };
-        let observed = match record.head.current_attempt() {
-            Some(attempt) => Some(compute.observe(&attempt).await?),
-            None => None,
+        let version = record.head.version;
+        // What was seen before a change of the record says nothing of what follows from it.
+        let seen = seen.take().filter(|(at, _)| *at == version);
+        let observed = match (record.head.current_attempt(), seen) {
+            (Some(_), Some((_, observed))) => Some(observed),
+            (Some(attempt), None) => Some(compute.observe(&attempt).await?),
+            (None, _) => None,
         };
         let situation = Situation {
             head: &record.head,
@@ -63,8 +103,19 @@ pub(super) async fn step(
             now: Timestamp::now(),
         };
         let actions = reconcile(situation, settings);
+        let idle = !matches!(admission, Admission::Never(_))
+            && actions
+                .iter()
+                .all(|action| matches!(action, Action::Wake(_)));
         match apply(store, compute, settings, record.head, actions).await? {
-            Applied::Done(stepped) => return Ok(stepped),
+            Applied::Done(stepped) => {
+                let quiet = observed.filter(|_| idle).map(|observed| Quiet {
+                    version,
+                    observed,
+                    until: stepped.wake,
+                });
+                return Ok(Stepped { quiet, ..stepped });
+            }
             // The number is used up or the record has changed: the turn was for what it was.
             Applied::Changed => {}
             Applied::Never(reason) => admission = Admission::Never(reason),
@@ -79,6 +130,7 @@ impl Stepped {
             head,
             wake: None,
             busy: false,
+            quiet: None,
         }
     }
 }
@@ -189,6 +241,7 @@ async fn apply(
         head: Some(head),
         wake,
         busy,
+        quiet: None,
     }))
 }
 

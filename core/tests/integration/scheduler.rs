@@ -29,6 +29,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         "scheduler":
         a_step_that_panics_is_tried_again,
         ten_thousand_tasks_wait_their_turn,
+        thousands_of_tasks_that_run_are_looked_at_a_few_at_a_time,
     ]
 }
 
@@ -109,16 +110,71 @@ impl Compute for Instantly {
     }
 }
 
+/// Attempts that run for ever.
+#[derive(Debug, Default)]
+pub(super) struct Endlessly {
+    pub(super) looks: AtomicUsize,
+    /// Attempts that are looked at now, and at most.
+    looking: AtomicUsize,
+    most: AtomicUsize,
+}
+
+#[async_trait]
+impl Compute for Endlessly {
+    async fn submit(&self, _: &AttemptId, _: &Plan) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    async fn observe(&self, _: &AttemptId) -> Result<Observed, ComputeError> {
+        let looking = self.looking.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(looking, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        self.looking.fetch_sub(1, Ordering::SeqCst);
+        self.looks.fetch_add(1, Ordering::SeqCst);
+        Ok(Observed {
+            phase: Phase::Running,
+            started: Some(Timestamp::from_millis(1)),
+            ..Observed::absent()
+        })
+    }
+
+    async fn watch(&self) -> Result<BoxStream<'static, AttemptId>, ComputeError> {
+        Ok(futures_util::stream::pending().boxed())
+    }
+
+    async fn cancel(&self, _: &AttemptId, _: Duration) -> Result<(), ComputeError> {
+        Ok(())
+    }
+
+    async fn remove(&self, _: &AttemptId) -> Result<(), ComputeError> {
+        Ok(())
+    }
+
+    async fn attempts(&self) -> Result<Vec<AttemptId>, ComputeError> {
+        Ok(Vec::new())
+    }
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits until `count` tasks are complete.
 pub(super) async fn completed(store: &dyn TaskStore, count: u64, limit: Duration) -> Result<()> {
+    counted(store, State::Complete, count, limit).await
+}
+
+/// Waits until `count` tasks are in a state.
+pub(super) async fn counted(
+    store: &dyn TaskStore,
+    state: State,
+    count: u64,
+    limit: Duration,
+) -> Result<()> {
     let begun = Instant::now();
     loop {
         let counts: HashMap<_, _> = store.counts().await?.into_iter().collect();
-        if counts.get(&State::Complete) == Some(&count) {
+        if counts.get(&state) == Some(&count) {
             return Ok(());
         }
         ensure!(begun.elapsed() < limit, "after {limit:?}: {counts:?}");
@@ -158,6 +214,35 @@ async fn ten_thousand_tasks_wait_their_turn() -> Result<()> {
     ensure!(compute.started.load(Ordering::SeqCst) == TASKS);
     let most = compute.most.load(Ordering::SeqCst);
     ensure!((2..=50).contains(&most), "{most} at once");
+    scheduler.stop().await;
+    Ok(())
+}
+
+async fn thousands_of_tasks_that_run_are_looked_at_a_few_at_a_time() -> Result<()> {
+    const TASKS: usize = 2000;
+    let directory = tempfile::tempdir()?;
+    let store = SqliteStore::open(directory.path())?;
+    let created = (0..TASKS).map(|_| store.create(task(TaskId::random())));
+    try_join_all(created).await.context("creating")?;
+    let settings = Settings {
+        max_active: TASKS,
+        poll: Duration::from_millis(50),
+        ..Settings::default()
+    };
+    let compute = Arc::new(Endlessly::default());
+    let scheduler = Scheduler::start(Arc::new(store.clone()), compute.clone(), settings.clone());
+    counted(&store, State::Running, TASKS as u64, Duration::from_mins(2)).await?;
+    scheduler.stop().await;
+    // Another finds all of them at once.
+    let compute = Arc::new(Endlessly::default());
+    let scheduler = Scheduler::start(Arc::new(store.clone()), compute.clone(), settings);
+    let begun = Instant::now();
+    while compute.looks.load(Ordering::SeqCst) < 2 * TASKS {
+        ensure!(begun.elapsed() < Duration::from_mins(2), "not looked at");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let most = compute.most.load(Ordering::SeqCst);
+    ensure!((2..=100).contains(&most), "{most} at once");
     scheduler.stop().await;
     Ok(())
 }

@@ -42,6 +42,11 @@ impl Cache {
         Some(Arc::clone(text))
     }
 
+    /// Whether a text is here. That is not a use of it.
+    pub(super) fn has(&self, id: &TaskId, text: &TextRef) -> bool {
+        self.texts.contains_key(&(id.clone(), text.hash.clone()))
+    }
+
     pub(super) fn put(&mut self, id: &TaskId, text: &TextRef, value: &Arc<str>) {
         // One text must not drive out all others.
         if value.len() > self.limit / 4 || self.get(id, text).is_some() {

@@ -174,6 +174,15 @@ impl Index {
             .collect()
     }
 
+    /// Tasks that have an attempt and are not terminal.
+    pub(super) fn under_way(&self) -> Vec<Arc<Entry>> {
+        let states = self.by_state.iter().filter(|(s, _)| !s.is_terminal());
+        let tasks = states.flat_map(|(_, places)| places);
+        let tasks = tasks.filter_map(|(_, id)| self.tasks.get(id));
+        let under_way = tasks.filter(|entry| entry.head.current_attempt().is_some());
+        under_way.cloned().collect()
+    }
+
     /// Every task that is not terminal, oldest first.
     pub(super) fn active(&self) -> Vec<Head> {
         let states = self.by_state.iter().filter(|(s, _)| !s.is_terminal());

@@ -13,7 +13,7 @@ use crate::tes::State;
 use crate::time::Timestamp;
 
 /// The label that holds the state, for people and selectors; the annotation is what counts.
-const STATE: &str = "tesk.elixir-cloud.org/state";
+pub(super) const STATE: &str = "tesk.elixir-cloud.org/state";
 /// The label that holds a hash of the user's name.
 const OWNER: &str = "tesk.elixir-cloud.org/owner";
 /// The annotation that holds the head.

@@ -1,15 +1,19 @@
 //! Reading records, and pages of them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::ListParams;
 
-use super::object::{Entry, TextRef, head_name};
+use super::super::cluster::{ApiError, Part};
+use super::object::{Entry, STATE, TextRef, head_name, id_of};
 use super::text::{self, Kind};
 use super::{Shared, StoreError, failed};
 use crate::scheduler::TaskId;
 use crate::scheduler::store::{Page, Position, Query, RawRecord};
+use crate::tes::State;
 
 /// Bytes of documents and logs in one page, about: a page of very large tasks ends early.
 const PAGE_BYTES: usize = 32 << 20;
@@ -17,6 +21,10 @@ const PAGE_BYTES: usize = 32 << 20;
 const PARALLEL: usize = 16;
 /// Tasks that are looked at before other work has a turn.
 const SCAN: usize = 2048;
+/// Heads that are better read by a list than one by one.
+const MANY: usize = 100;
+/// Whole heads on a page of a list: each has at most two texts of 8 KiB.
+const WHOLE_PAGE: u32 = 250;
 /// How often a record that changes while it is read is read anew.
 const READS: usize = 5;
 
@@ -84,6 +92,11 @@ impl Shared {
             self.forget(id);
             return Ok(None);
         };
+        self.take_whole(id, object)
+    }
+
+    /// Takes in a head with the texts in its data.
+    fn take_whole(&self, id: &TaskId, object: ConfigMap) -> Result<Option<WholeHead>, StoreError> {
         let Some(entry) = self.taken(id, &object.metadata)? else {
             return Ok(None);
         };
@@ -104,6 +117,59 @@ impl Shared {
             document,
             logs,
         }))
+    }
+
+    /// Reads the heads of tasks that are under way page by page, as far as many of their texts are
+    /// not in memory: whoever schedules from now on will look at each, and would ask for one after
+    /// another. What fails or does not fit is asked for when it is needed.
+    pub(super) async fn warm(&self) -> Result<(), ApiError> {
+        let mut missing: HashMap<State, usize> = HashMap::new();
+        let under_way = self.index().under_way();
+        {
+            let cache = self.cache();
+            for entry in under_way {
+                let there = |text: &TextRef| text.parts > 0 || cache.has(&entry.head.id, text);
+                if !there(&entry.document) || !there(&entry.logs) {
+                    *missing.entry(entry.head.state).or_default() += 1;
+                }
+            }
+        }
+        let mut room = self.settings.cache / 2;
+        for (state, tasks) in missing {
+            if tasks >= MANY {
+                self.read_all(state, &mut room).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads whole heads in one state, as long as there is room for their texts.
+    async fn read_all(&self, state: State, room: &mut usize) -> Result<(), ApiError> {
+        let selector = self.cluster.selector(Part::Record);
+        let mut params = ListParams::default()
+            .labels(&format!("{selector},{STATE}={state}"))
+            .limit(WHOLE_PAGE);
+        let api = self.cluster.api::<ConfigMap>();
+        // More would drive out what was read first.
+        while *room > 0 {
+            let page = self.cluster.answer(api.list(&params)).await?;
+            for object in page.items {
+                let Some(id) = id_of(&object.metadata) else {
+                    continue;
+                };
+                // One that cannot be read is an error of that task alone.
+                if let Ok(Some(whole)) = self.take_whole(&id, object) {
+                    let texts = [whole.document, whole.logs];
+                    let bytes: usize = texts.iter().flatten().map(|text| text.len()).sum();
+                    *room = room.saturating_sub(bytes);
+                }
+            }
+            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if params.continue_token.is_none() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     async fn load(

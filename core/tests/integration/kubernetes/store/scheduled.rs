@@ -11,12 +11,15 @@ use libtest_mimic::Trial;
 use serde_json::json;
 use tesk_conformance::fake_api::{FakeApi, Fault};
 use tesk_core::kubernetes::cluster::{ATTEMPT, Part, TASK};
-use tesk_core::kubernetes::{ClusterSettings, Settings as KubernetesSettings, open_on};
+use tesk_core::kubernetes::store::StoreSettings;
+use tesk_core::kubernetes::{
+    ClusterSettings, ConfigMapStore, Settings as KubernetesSettings, open_on,
+};
 use tesk_core::scheduler::{Created, Head, Scheduler, Settings, TaskStore};
 use tesk_core::tes::State;
 
-use super::{cluster, open, stored, task};
-use crate::integration::scheduler::{Instantly, completed};
+use super::{cluster, open, soon, stored, task};
+use crate::integration::scheduler::{Endlessly, Instantly, completed, counted};
 use crate::trials;
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -26,6 +29,8 @@ pub(super) fn trials() -> Vec<Trial> {
         every_task_ends_once_though_requests_fail,
         a_task_that_has_lost_a_part_of_its_record_ends_and_says_so,
         a_record_that_cannot_be_read_keeps_no_other_attempt_from_being_swept,
+        tasks_that_run_are_read_by_a_list_when_another_schedules,
+        tasks_that_run_on_as_before_are_not_read_again,
     ]
 }
 
@@ -158,6 +163,73 @@ async fn a_record_that_cannot_be_read_keeps_no_other_attempt_from_being_swept() 
     // It may be mended.
     ensure!(server.object("pods", &format!("{spoilt}-1")).is_some());
     engine.stop().await;
+    Ok(())
+}
+
+/// Tasks that run, of a scheduler that is gone.
+async fn running(server: &FakeApi) -> Result<()> {
+    let store = Arc::new(open(server).await?);
+    for _ in 0..TASKS {
+        stored(&store, runnable()).await?;
+    }
+    let compute = Arc::new(Endlessly::default());
+    let scheduler = Scheduler::start(store.clone(), compute, Settings::default());
+    counted(&*store, State::Running, TASKS, Duration::from_mins(1)).await?;
+    scheduler.stop().await;
+    Ok(())
+}
+
+/// Waits until each of the tasks was looked at so many times.
+async fn looked(compute: &Endlessly, times: u64) -> Result<()> {
+    soon("all are looked at", || async {
+        Ok(compute.looks.load(Ordering::SeqCst) as u64 >= times * TASKS)
+    })
+    .await
+}
+
+async fn tasks_that_run_are_read_by_a_list_when_another_schedules() -> Result<()> {
+    let server = FakeApi::new();
+    running(&server).await?;
+    let before = server.requests();
+    let store = Arc::new(open(&server).await?);
+    let compute = Arc::new(Endlessly::default());
+    let scheduler = Scheduler::start(store, compute.clone(), Settings::default());
+    looked(&compute, 1).await?;
+    scheduler.stop().await;
+    let after = server.requests();
+    let count = |what: &str| {
+        let all = [&before, &after].map(|all| all.get(what).copied().unwrap_or(0));
+        all[1] - all[0]
+    };
+    ensure!(count("get configmaps") == 0, "{before:?} {after:?}");
+    ensure!(count("list configmaps") < 12, "{before:?} {after:?}");
+    Ok(())
+}
+
+async fn tasks_that_run_on_as_before_are_not_read_again() -> Result<()> {
+    let server = FakeApi::new();
+    running(&server).await?;
+    // Without a cache every text is asked for.
+    let settings = StoreSettings {
+        cache: 0,
+        ..StoreSettings::default()
+    };
+    let store = Arc::new(ConfigMapStore::open(cluster(&server), settings).await?);
+    let compute = Arc::new(Endlessly::default());
+    let settings = Settings {
+        poll: Duration::from_millis(20),
+        ..Settings::default()
+    };
+    let scheduler = Scheduler::start(store, compute.clone(), settings);
+    looked(&compute, 2).await?;
+    let before = server.requests();
+    looked(&compute, 5).await?;
+    let after = server.requests();
+    scheduler.stop().await;
+    ensure!(
+        after["get configmaps"] == before["get configmaps"],
+        "{before:?} {after:?}"
+    );
     Ok(())
 }
 
