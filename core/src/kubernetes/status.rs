@@ -353,6 +353,10 @@ impl View<'_> {
         if scheduled.is_none_or(|condition| condition.status != "True") {
             return Phase::Pending(self.unschedulable());
         }
+        // The node has not taken it yet. It soon will, and say when: one change of the record less.
+        if self.status.start_time.is_none() {
+            return Phase::Pending(None);
+        }
         let in_place = self
             .container(INPUTS)
             .and_then(terminated)

@@ -168,7 +168,8 @@ pub(super) fn run(server: &FakeApi, name: &str, containers: &Value) -> bool {
     server.edit("pods", name, |pod| {
         pod["spec"]["nodeName"] = json!("n");
         pod["status"] = json!({
-            "phase": "Running", "conditions": scheduled(), "containerStatuses": containers,
+            "phase": "Running", "startTime": present(), "conditions": scheduled(),
+            "containerStatuses": containers,
         });
     })
 }

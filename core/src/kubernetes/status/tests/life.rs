@@ -44,6 +44,14 @@ fn a_pod_behind_a_gate_waits_for_as_long_as_the_gate_is_shut() {
 }
 
 #[test]
+fn a_pod_that_its_node_has_not_taken_yet_is_pending() {
+    let assigned = json!({"status": {"phase": "Pending", "startTime": null, "conditions": [
+        {"type": "PodScheduled", "status": "True", "lastTransitionTime": ago(10)},
+    ]}});
+    assert_eq!(phase(&pod(&[], assigned)), Phase::Pending(None));
+}
+
+#[test]
 fn a_pod_on_a_node_is_initializing_until_inputs_are_in_place() {
     let fresh = json!({"status": {"conditions": [
         {"type": "PodScheduled", "status": "True", "lastTransitionTime": ago(10)},

@@ -46,6 +46,7 @@ async fn changes_are_hinted_at_also_after_a_gap() -> Result<()> {
         server.edit("pods", "t1-1", |pod| {
             pod["status"]["phase"] = json!("Pending");
             pod["status"]["conditions"] = if on_node { scheduled() } else { json!([]) };
+            pod["status"]["startTime"] = on_node.then(present).into();
             pod["status"]["message"] = json!(fault);
         });
         let expected = if on_node {
