@@ -1,6 +1,6 @@
 //! What is known of every task, in memory: the answer to heads, counts and pages.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,13 +17,16 @@ const REMEMBER: Duration = Duration::from_mins(10);
 /// A task's place in the order of all tasks.
 type Place = (Timestamp, TaskId);
 
+/// Tasks in order. A page may have to pass all of them, so each is right there.
+type Places = BTreeMap<Place, Arc<Entry>>;
+
 /// Every task, by all that it is looked up by.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     tasks: HashMap<TaskId, Arc<Entry>>,
-    all: BTreeSet<Place>,
-    by_user: HashMap<String, BTreeSet<Place>>,
-    by_state: HashMap<State, BTreeSet<Place>>,
+    all: Places,
+    by_user: HashMap<String, Places>,
+    by_state: HashMap<State, Places>,
     /// Terminal tasks by the time of their end.
     ended: BTreeSet<Place>,
     /// Heads that cannot be read, and why.
@@ -68,17 +71,18 @@ impl Index {
             _ => self.take(id),
         }
         self.broken.remove(id);
+        let entry = Arc::new(entry);
         let head = entry.head.clone();
         let place = (head.created, head.id.clone());
         let user = self.by_user.entry(head.owner.user.clone()).or_default();
-        user.insert(place.clone());
+        user.insert(place.clone(), Arc::clone(&entry));
         let state = self.by_state.entry(head.state).or_default();
-        state.insert(place.clone());
-        self.all.insert(place);
+        state.insert(place.clone(), Arc::clone(&entry));
+        self.all.insert(place, Arc::clone(&entry));
         if head.state.is_terminal() {
             self.ended.insert((head.changed, head.id.clone()));
         }
-        self.tasks.insert(head.id.clone(), Arc::new(entry));
+        self.tasks.insert(head.id.clone(), entry);
         Some(head)
     }
 
@@ -144,20 +148,22 @@ impl Index {
         }
     }
 
-    /// Up to `limit` tasks that may be asked for, after a position: all of them, or those of
-    /// one user or in one state, whichever are fewer. The rest of the filter is the caller's.
-    pub(super) fn candidates(
+    /// Up to `limit` tasks of a page, after a position; and where to go on, unless that was all. The
+    /// walk is over all tasks, or those of one user or in one state, whichever are fewer; it ends
+    /// after `looks` of them.
+    pub(super) fn matching(
         &self,
         query: &Query,
         after: Option<&Position>,
         limit: usize,
-    ) -> Vec<Arc<Entry>> {
+        looks: usize,
+    ) -> (Vec<Arc<Entry>>, Option<Position>) {
         let mut places = &self.all;
         let of_user = query.user.as_ref().map(|user| self.by_user.get(user));
         let in_state = query.filter.state.map(|state| self.by_state.get(&state));
         for narrower in [of_user, in_state].into_iter().flatten() {
             match narrower {
-                None => return Vec::new(),
+                None => return (Vec::new(), None),
                 Some(narrower) if narrower.len() < places.len() => places = narrower,
                 Some(_) => {}
             }
@@ -166,19 +172,33 @@ impl Index {
             Some(position) => Bound::Excluded((position.created, position.id.clone())),
             None => Bound::Unbounded,
         };
-        places
-            .range((Bound::Unbounded, end))
-            .rev()
-            .filter_map(|(_, id)| self.tasks.get(id).cloned())
-            .take(limit)
-            .collect()
+        let mut found = Vec::new();
+        let walk = places.range((Bound::Unbounded, end)).rev();
+        for (looked, ((created, id), entry)) in (1..).zip(walk) {
+            let Entry { head, search, .. } = &**entry;
+            let user = query.user.as_ref();
+            if user.is_none_or(|user| *user == head.owner.user)
+                && query
+                    .filter
+                    .matches(search.name.as_deref(), head.state, &search.tags)
+            {
+                found.push(Arc::clone(entry));
+            }
+            if looked == looks || found.len() == limit {
+                let here = Position {
+                    created: *created,
+                    id: id.clone(),
+                };
+                return (found, Some(here));
+            }
+        }
+        (found, None)
     }
 
     /// Tasks that have an attempt and are not terminal.
     pub(super) fn under_way(&self) -> Vec<Arc<Entry>> {
         let states = self.by_state.iter().filter(|(s, _)| !s.is_terminal());
-        let tasks = states.flat_map(|(_, places)| places);
-        let tasks = tasks.filter_map(|(_, id)| self.tasks.get(id));
+        let tasks = states.flat_map(|(_, places)| places.values());
         let under_way = tasks.filter(|entry| entry.head.current_attempt().is_some());
         under_way.cloned().collect()
     }
@@ -187,11 +207,9 @@ impl Index {
     pub(super) fn active(&self) -> Vec<Head> {
         let states = self.by_state.iter().filter(|(s, _)| !s.is_terminal());
         let mut places: Vec<_> = states.flat_map(|(_, places)| places).collect();
-        places.sort();
-        places
-            .into_iter()
-            .filter_map(|(_, id)| Some(self.tasks.get(id)?.head.clone()))
-            .collect()
+        places.sort_by_key(|(place, _)| *place);
+        let heads = places.into_iter().map(|(_, entry)| entry.head.clone());
+        heads.collect()
     }
 
     /// Tasks that ended before a time, oldest first.
@@ -205,7 +223,7 @@ impl Index {
     }
 
     pub(super) fn counts(&self) -> Vec<(State, u64)> {
-        let count = |state| self.by_state.get(&state).map_or(0, BTreeSet::len) as u64;
+        let count = |state| self.by_state.get(&state).map_or(0, BTreeMap::len) as u64;
         State::ALL.map(|state| (state, count(state))).to_vec()
     }
 }
@@ -263,7 +281,7 @@ mod tests {
             limit: 10,
             documents: false,
         };
-        let found = index.candidates(&query, None, 10);
+        let (found, _) = index.matching(&query, None, 10, usize::MAX);
         found.iter().map(|e| e.head.id.to_string()).collect()
     }
 
@@ -287,6 +305,39 @@ mod tests {
         assert!(candidates(&index, Some("eve"), None).is_empty());
         assert!(candidates(&index, None, Some(State::Queued)).is_empty());
         assert_eq!(candidates(&index, None, None)[..2], ["t999", "t998"]);
+    }
+
+    #[test]
+    fn a_walk_that_was_cut_short_goes_on_where_it_was() {
+        let mut index = Index::default();
+        for n in 100..200 {
+            let mut task = entry(n, "bob", State::Complete, n);
+            task.search.name = (n % 10 == 0).then(|| "tenth".to_owned());
+            index.apply(task);
+        }
+        let query = Query {
+            filter: Filter {
+                name_prefix: Some("ten".to_owned()),
+                ..Filter::default()
+            },
+            user: Some("bob".to_owned()),
+            after: None,
+            limit: 10,
+            documents: false,
+        };
+        let (mut found, mut after, mut walks) = (Vec::new(), None, 0);
+        loop {
+            let (some, next) = index.matching(&query, after.as_ref(), 3, 40);
+            assert!(some.len() <= 3);
+            found.extend(some.iter().map(|entry| entry.head.version));
+            walks += 1;
+            after = next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(found, [190, 180, 170, 160, 150, 140, 130, 120, 110, 100]);
+        assert!((4..=6).contains(&walks), "{walks}");
     }
 
     #[test]

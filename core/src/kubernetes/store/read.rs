@@ -238,32 +238,18 @@ impl Shared {
         let mut found: Vec<Arc<Entry>> = Vec::new();
         let mut after = query.after.clone();
         loop {
-            let candidates = self.index().candidates(query, after.as_ref(), SCAN);
-            let Some(last) = candidates.last() else {
-                return (found, false);
-            };
-            after = Some(Position {
-                created: last.head.created,
-                id: last.head.id.clone(),
-            });
-            let all = candidates.len() < SCAN;
-            for entry in candidates {
-                let search = &entry.search;
-                let user = query.user.as_ref();
-                if user.is_none_or(|user| *user == entry.head.owner.user)
-                    && query
-                        .filter
-                        .matches(search.name.as_deref(), entry.head.state, &search.tags)
-                {
-                    if found.len() == query.limit {
-                        return (found, true);
-                    }
-                    found.push(entry);
-                }
+            // One more tells whether another page follows.
+            let wanted = query.limit + 1 - found.len();
+            let (some, next) = self.index().matching(query, after.as_ref(), wanted, SCAN);
+            found.extend(some);
+            if found.len() > query.limit {
+                found.truncate(query.limit);
+                return (found, true);
             }
-            if all {
+            if next.is_none() {
                 return (found, false);
             }
+            after = next;
             tokio::task::yield_now().await;
         }
     }
