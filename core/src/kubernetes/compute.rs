@@ -348,7 +348,10 @@ impl Compute for KubernetesCompute {
     }
 
     async fn watch(&self) -> Result<BoxStream<'static, AttemptId>, ComputeError> {
-        Ok(self.pods.hints.subscribe())
+        let hints = self.pods.hints.subscribe();
+        // Whoever begins to look at attempts would else ask for one after another.
+        self.pods.complete().await;
+        Ok(hints)
     }
 
     async fn cancel(&self, attempt: &AttemptId, grace: Duration) -> Result<(), ComputeError> {

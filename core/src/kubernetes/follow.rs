@@ -18,8 +18,6 @@ use serde::de::DeserializeOwned;
 
 use super::cluster::{ApiError, Cluster, Part};
 
-/// Objects on a page of a list.
-const PAGE: u32 = 500;
 /// The first wait after a failure; it doubles up to [`MAX_WAIT`].
 const WAIT: Duration = Duration::from_millis(100);
 const MAX_WAIT: Duration = Duration::from_secs(15);
@@ -42,6 +40,8 @@ pub(super) trait Follower: Send + Sync {
 
     /// The part that is followed.
     const PART: Part;
+    /// Objects on a page of the list.
+    const PAGE: u32 = 500;
 
     /// `None` for an object that is nothing of ours.
     fn id(metadata: &ObjectMeta) -> Option<Self::Id>;
@@ -76,7 +76,7 @@ pub(super) async fn list<F: Follower>(cluster: &Cluster, follower: &F) -> Result
     let api = cluster.api::<F::Object>();
     let mut params = ListParams::default()
         .labels(&cluster.selector(F::PART))
-        .limit(PAGE);
+        .limit(F::PAGE);
     let mut listed = HashSet::new();
     loop {
         let page = cluster.answer(api.list(&params)).await?;

@@ -93,12 +93,19 @@ impl Pods {
         past.note(attempt, Instant::now());
     }
 
-    /// All of them; waits until all are known, but not for ever. `None` if they are not.
-    pub(super) async fn all(&self) -> Option<Vec<AttemptId>> {
+    /// Waits until all are known, but not for ever; whether they are.
+    pub(super) async fn complete(&self) -> bool {
         let mut complete = self.complete.subscribe();
         let complete = complete.wait_for(|complete| *complete);
         // It fails only if the sender is gone, which is ours.
-        let _ = tokio::time::timeout(COMPLETE, complete).await.ok()?;
+        tokio::time::timeout(COMPLETE, complete).await.is_ok()
+    }
+
+    /// All of them; `None` if they are not known in time.
+    pub(super) async fn all(&self) -> Option<Vec<AttemptId>> {
+        if !self.complete().await {
+            return None;
+        }
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         Some(known.keys().cloned().collect())
     }
@@ -113,6 +120,8 @@ impl Follower for Pods {
     type Id = AttemptId;
 
     const PART: Part = Part::Attempt;
+    /// Each is 12 KB and more, several times as much in memory.
+    const PAGE: u32 = 200;
 
     fn id(metadata: &ObjectMeta) -> Option<AttemptId> {
         attempt_of_pod(metadata)

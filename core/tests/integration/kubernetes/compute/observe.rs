@@ -6,6 +6,7 @@ pub(super) fn trials() -> Vec<Trial> {
     trials![
         "pods":
         a_pod_is_seen_before_the_watch_has_told_of_it,
+        whoever_watches_has_no_need_to_ask_for_pods_one_by_one,
         changes_are_hinted_at_also_after_a_gap,
         a_pod_that_vanished_in_a_gap_is_lost,
         a_pod_that_can_never_go_on_is_told_to_stop_once,
@@ -28,6 +29,28 @@ async fn a_pod_is_seen_before_the_watch_has_told_of_it() -> Result<()> {
     ensure!(phase(&compute, &attempt(1)).await? == Phase::Initializing);
     server.intercept(|_| Some(Fault::Refuse(500)));
     ensure!(compute.observe(&attempt(1)).await.is_err());
+    Ok(())
+}
+
+async fn whoever_watches_has_no_need_to_ask_for_pods_one_by_one() -> Result<()> {
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    for number in 1..=20 {
+        compute.submit(&attempt(number), &plan("a")?).await?;
+    }
+    let before = server.requests().get("get pods").copied();
+    let mut refused = 0;
+    // The list takes a while.
+    server.intercept(move |call| {
+        refused += u32::from(call.verb == "list");
+        (call.verb == "list" && refused < 4).then_some(Fault::Refuse(500))
+    });
+    let compute = open(&server).await?;
+    let _hints = compute.watch().await?;
+    for number in 1..=20 {
+        ensure!(phase(&compute, &attempt(number)).await? == Phase::Pending(None));
+    }
+    ensure!(server.requests().get("get pods").copied() == before);
     Ok(())
 }
 
