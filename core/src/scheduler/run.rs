@@ -167,7 +167,7 @@ struct Entry {
     /// Why it waits for its turn, as its log says.
     explained: Option<Why>,
     /// What the last step has seen, if that was nothing new.
-    quiet: Option<Quiet>,
+    quiet: Option<Box<Quiet>>,
 }
 
 impl Entry {

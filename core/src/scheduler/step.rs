@@ -20,7 +20,7 @@ pub(super) struct Stepped {
     /// There was no room for its attempt.
     pub(super) busy: bool,
     /// What was seen, if nothing was to be done about it.
-    pub(super) quiet: Option<Quiet>,
+    pub(super) quiet: Option<Box<Quiet>>,
 }
 
 /// What a step has seen of an attempt and did nothing about. As decisions follow from nothing
@@ -55,7 +55,7 @@ pub(super) async fn step(
     settings: &Settings,
     id: &TaskId,
     mut admission: Admission,
-    quiet: Option<Quiet>,
+    quiet: Option<Box<Quiet>>,
 ) -> Result<Stepped, StepError> {
     let mut seen = None;
     if let Some(quiet) = quiet
@@ -109,10 +109,12 @@ pub(super) async fn step(
                 .all(|action| matches!(action, Action::Wake(_)));
         match apply(store, compute, settings, record.head, actions).await? {
             Applied::Done(stepped) => {
-                let quiet = observed.filter(|_| idle).map(|observed| Quiet {
-                    version,
-                    observed,
-                    until: stepped.wake,
+                let quiet = observed.filter(|_| idle).map(|observed| {
+                    Box::new(Quiet {
+                        version,
+                        observed,
+                        until: stepped.wake,
+                    })
                 });
                 return Ok(Stepped { quiet, ..stepped });
             }
