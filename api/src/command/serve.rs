@@ -71,7 +71,8 @@ impl Serve {
             None => Authenticator::Open,
         });
         let rules = engine::rules(&config)?;
-        let engine = engine::start(&config).await?;
+        // Boxed: with all requests of a start it is large.
+        let engine = Box::pin(engine::start(&config)).await?;
         let app = App::new(&config, engine.handles(), rules, auth.clone());
 
         announce(&config, address)?;
