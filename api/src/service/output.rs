@@ -15,7 +15,7 @@ use tesk_core::tes::ExecutorLog;
 
 use super::App;
 use super::error::ApiError;
-use super::tasks::parameters;
+use super::tasks::{parameters, visible};
 
 /// How many follow outputs at a time: each may do so for days.
 pub(super) const READERS: usize = 256;
@@ -30,11 +30,7 @@ pub(super) async fn show(
     query: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Response, ApiError> {
-    let caller = app.auth.authenticate(headers).await?;
-    let id: TaskId = id.parse().map_err(|_| ApiError::no_such_task())?;
-    let head = app.store.head(&id).await?;
-    head.filter(|head| caller.may_see(&head.owner))
-        .ok_or_else(ApiError::no_such_task)?;
+    let id = visible(app, id, headers).await?;
     let executor = parameters(query)
         .filter(|(name, _)| name == "executor")
         .last()

@@ -199,13 +199,19 @@ async fn show(
 }
 
 async fn cancel(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, ApiError> {
+    let id = visible(app, id, headers).await?;
+    scheduler::cancel(&*app.store, &id).await?;
+    Ok(reply(b"{}".to_vec()))
+}
+
+/// The id of a task that the caller may see.
+pub(super) async fn visible(app: &App, id: &str, headers: &HeaderMap) -> Result<TaskId, ApiError> {
     let caller = app.auth.authenticate(headers).await?;
     let id: TaskId = id.parse().map_err(|_| ApiError::no_such_task())?;
     let head = app.store.head(&id).await?;
     head.filter(|head| caller.may_see(&head.owner))
         .ok_or_else(ApiError::no_such_task)?;
-    scheduler::cancel(&*app.store, &id).await?;
-    Ok(reply(b"{}".to_vec()))
+    Ok(id)
 }
 
 /// `ListTasks`.

@@ -158,8 +158,8 @@ async fn a_command_out_of_memory_is_an_executor_error(suite: Arc<Suite>) -> Resu
 }
 
 async fn a_task_over_its_scratch_space_is_a_system_error(suite: Arc<Suite>) -> Result<()> {
-    let fill = script("dd if=/dev/zero of=/work/large bs=1M count=120; sleep 200");
-    let more = json!({ "resources": { "disk_gb": 0.02 }, "volumes": ["/work"] });
+    let fill = script("dd if=/dev/zero of=/task/large bs=1M count=120; sleep 200");
+    let more = json!({ "resources": { "disk_gb": 0.02 }, "volumes": ["/task"] });
     let place = suite.place().await?;
     let id = place.submit(&with(fill, &more)).await?;
     // The kubelet looks seldom.

@@ -86,11 +86,11 @@ async fn scratch_may_be_a_volume_of_its_own_that_goes_with_the_pod(
     let place = Place::start("claim", settings).await?;
     let url = suite.web.url("/operator/scratch");
     let task = json!({
-        "inputs": [{ "path": "/work/in", "content": "one\n" }],
-        "outputs": [{ "path": "/work/out", "url": url }],
+        "inputs": [{ "path": "/task/in", "content": "one\n" }],
+        "outputs": [{ "path": "/task/out", "url": url }],
         "executors": [
-            { "image": "busybox-user:1", "command": ["cp", "/work/in", "/work/out"] },
-            { "image": "busybox:1", "command": ["sh", "-c", "id -u >>/work/out"] },
+            { "image": "busybox-user:1", "command": ["cp", "/task/in", "/task/out"] },
+            { "image": "busybox:1", "command": ["sh", "-c", "id -u >>/task/out"] },
         ],
     });
     let task = place.run(&task, "COMPLETE").await?;

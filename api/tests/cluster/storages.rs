@@ -251,11 +251,11 @@ async fn a_large_file_goes_through(suite: Arc<Suite>) -> Result<()> {
     // More than the filer's memory.
     let task = with(
         script(
-            "dd if=/dev/urandom of=/work/large bs=1M count=300 2>/dev/null; md5sum </work/large",
+            "dd if=/dev/urandom of=/task/large bs=1M count=300 2>/dev/null; md5sum </task/large",
         ),
         &json!({
-            "outputs": [{ "path": "/work/large", "url": "file:///data/large" }],
-            "volumes": ["/work"],
+            "outputs": [{ "path": "/task/large", "url": "file:///data/large" }],
+            "volumes": ["/task"],
         }),
     );
     let place = suite.place().await?;
@@ -271,8 +271,8 @@ async fn a_large_file_goes_through(suite: Arc<Suite>) -> Result<()> {
     let fetched = place.run(&task, "COMPLETE").await?;
     ensure!(stdout(&made, 0) == stdout(&fetched, 0), "{fetched:#}");
     let empty: Value = with(
-        script(": >/work/large"),
-        &json!({ "outputs": [{ "path": "/work/large", "url": "file:///data/large" }] }),
+        script(": >/task/large"),
+        &json!({ "outputs": [{ "path": "/task/large", "url": "file:///data/large" }] }),
     );
     place.run(&empty, "COMPLETE").await?;
     Ok(())

@@ -100,9 +100,8 @@ impl Election for Lease {
     async fn resign(&self) {
         self.stop.cancel();
         let campaign = {
-            let mut campaign = self.campaign.lock();
-            let campaign = campaign.as_mut();
-            campaign.map_or(None, |campaign| campaign.take())
+            let mut campaign = self.campaign.lock().unwrap_or_else(PoisonError::into_inner);
+            campaign.take()
         };
         if let Some(campaign) = campaign {
             // A panic in there was reported when it happened.
@@ -150,7 +149,7 @@ struct Campaign {
 impl Campaign {
     async fn run(&mut self, stop: CancellationToken) {
         loop {
-            let Some(Some((lease, office))) = stop.run_until_cancelled(self.follow()).await else {
+            let Some((lease, office)) = stop.run_until_cancelled(self.follow()).await else {
                 return;
             };
             let lease = self.lead(lease, &office, &stop).await;
@@ -167,10 +166,10 @@ impl Campaign {
     }
 
     /// Looks at the lease until it is to be had.
-    async fn follow(&mut self) -> Option<(Object, Office)> {
+    async fn follow(&mut self) -> (Object, Office) {
         loop {
             match self.look().await {
-                Ok(Some(taken)) => return Some(taken),
+                Ok(Some(taken)) => return taken,
                 Ok(None) => self.complaint.clear(),
                 Err(error) => self.complain(&error),
             }

@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// which a server's own Role need not give. May be repeated. An error is for people.
 pub async fn purge(settings: &Settings) -> Result<(), String> {
     let cluster = Cluster::connect(settings).await?;
-    let selector = format!("{MANAGED_BY}=tesk,{INSTANCE}={}", settings.instance);
+    let selector = selector(settings);
     remove_all::<Pod>(&cluster, &selector, "pods").await?;
     remove_all::<Secret>(&cluster, &selector, "Secrets").await?;
     remove_all::<ConfigMap>(&cluster, &selector, "ConfigMaps").await?;
@@ -44,7 +44,7 @@ pub async fn purge(settings: &Settings) -> Result<(), String> {
 pub async fn purge_alone(settings: &Settings) -> Result<(), String> {
     let cluster = Cluster::connect(settings).await?;
     let failed = |error: ApiError| format!("cannot remove what the task has left: {error}");
-    let selector = format!("{MANAGED_BY}=tesk,{INSTANCE}={}", settings.instance);
+    let selector = selector(settings);
     let of_ours = ListParams::default().labels(&selector);
     let maps = cluster.api::<ConfigMap>();
     let there = cluster.answer(maps.list_metadata(&of_ours)).await;
@@ -59,6 +59,11 @@ pub async fn purge_alone(settings: &Settings) -> Result<(), String> {
         delete::<ConfigMap>(&cluster, &name).await.map_err(failed)?;
     }
     Ok(())
+}
+
+/// Selects all that an engine has made.
+fn selector(settings: &Settings) -> String {
+    format!("{MANAGED_BY}=tesk,{INSTANCE}={}", settings.instance)
 }
 
 async fn delete<K>(cluster: &Cluster, name: &str) -> Result<(), ApiError>

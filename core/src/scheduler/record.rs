@@ -121,6 +121,20 @@ pub struct Head {
 }
 
 impl Head {
+    /// Of a task that is stored now, in its first version.
+    pub fn queued(id: TaskId, owner: Owner, now: Timestamp) -> Self {
+        Self {
+            id,
+            owner,
+            state: State::Queued,
+            created: now,
+            changed: now,
+            attempt: 0,
+            not_before: None,
+            version: 1,
+        }
+    }
+
     /// The attempt that was reserved and is not concluded; `None` while the task waits for one.
     ///
     /// A back-off, even one that is over, is set when an attempt is given up and cleared when

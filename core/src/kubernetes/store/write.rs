@@ -22,7 +22,7 @@ use super::{
 };
 use crate::crash;
 use crate::scheduler::{Head, TaskId};
-use crate::tes::{State, TaskLog};
+use crate::tes::TaskLog;
 use crate::time::Timestamp;
 
 /// How long a create or an update may take in all. What it leaves is swept much later.
@@ -110,14 +110,9 @@ impl Shared {
         let now = Timestamp::now();
         let entry = Entry {
             head: Head {
-                id: id.clone(),
-                owner: task.owner.clone(),
-                state: State::Queued,
-                created: now,
-                changed: now,
-                attempt: 0,
-                not_before: None,
+                // The API server's to say.
                 version: 0,
+                ..Head::queued(id.clone(), task.owner.clone(), now)
             },
             uid: String::new(),
             search,

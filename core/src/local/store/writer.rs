@@ -251,16 +251,7 @@ impl Writer {
             params![task.document.as_ref()],
         )?;
         let key = self.connection.last_insert_rowid();
-        let head = Head {
-            id: task.id.clone(),
-            owner: task.owner.clone(),
-            state: State::Queued,
-            created: now,
-            changed: now,
-            attempt: 0,
-            not_before: None,
-            version: 1,
-        };
+        let head = Head::queued(task.id.clone(), task.owner.clone(), now);
         self.execute(
             "INSERT INTO heads \
              (created, id, key, state, changed, attempt, not_before, version, user, grp, name) \

@@ -149,16 +149,7 @@ impl World {
 
     pub(super) fn store(&self, task: NewTask) {
         let now = Timestamp::now();
-        let head = Head {
-            id: task.id.clone(),
-            owner: task.owner,
-            state: State::Queued,
-            created: now,
-            changed: now,
-            attempt: 0,
-            not_before: None,
-            version: 1,
-        };
+        let head = Head::queued(task.id.clone(), task.owner, now);
         let record = Record {
             head: head.clone(),
             document: task.document,

@@ -279,14 +279,25 @@ async fn heads(front: &ConfigMapStore) -> Result<Vec<(TaskId, State, u64)>> {
     Ok(heads)
 }
 
+/// One that schedules, behind a line, and one that waits; and tasks, some of which are complete.
+async fn leader_and_heir(
+    server: &FakeApi,
+    line: &Line,
+    front: &ConfigMapStore,
+    complete: u64,
+) -> Result<(Replica, Replica)> {
+    let mut one = Replica::start(line).await?;
+    one.elected().await?;
+    let two = Replica::start(&server.line()).await?;
+    submit(front).await?;
+    some_complete(front, complete).await?;
+    Ok((one, two))
+}
+
 async fn of_two_engines_one_schedules_and_hands_over() -> Result<()> {
     let server = FakeApi::new();
     let (kubelet, front) = (Kubelet::start(&server), open(&server).await?);
-    let mut one = Replica::start(&server.line()).await?;
-    one.elected().await?;
-    let mut two = Replica::start(&server.line()).await?;
-    submit(&front).await?;
-    some_complete(&front, TASKS / 2).await?;
+    let (one, mut two) = leader_and_heir(&server, &server.line(), &front, TASKS / 2).await?;
     ensure!(one.schedules() && !two.schedules());
     let begun = Instant::now();
     one.end(Order::Stop).await?;
@@ -300,11 +311,7 @@ async fn of_two_engines_one_schedules_and_hands_over() -> Result<()> {
 async fn a_leader_that_dies_is_replaced_and_every_task_runs_once() -> Result<()> {
     let server = FakeApi::new();
     let (kubelet, front) = (Kubelet::start(&server), open(&server).await?);
-    let mut one = Replica::start(&server.line()).await?;
-    one.elected().await?;
-    let mut two = Replica::start(&server.line()).await?;
-    submit(&front).await?;
-    some_complete(&front, TASKS / 4).await?;
+    let (one, mut two) = leader_and_heir(&server, &server.line(), &front, TASKS / 4).await?;
     one.end(Order::Die).await?;
     let begun = Instant::now();
     ensure!(!two.schedules());
@@ -321,11 +328,7 @@ async fn late(stalls: bool) -> Result<()> {
     let server = FakeApi::new();
     let (kubelet, front) = (Kubelet::start(&server), open(&server).await?);
     let line = server.line();
-    let mut one = Replica::start(&line).await?;
-    one.elected().await?;
-    let mut two = Replica::start(&server.line()).await?;
-    submit(&front).await?;
-    some_complete(&front, TASKS / 4).await?;
+    let (mut one, mut two) = leader_and_heir(&server, &line, &front, TASKS / 4).await?;
     // It goes on until all that it has begun waits for a pod to be made; then for everything.
     line.hold("/pods");
     tokio::time::sleep(RUNS * 3).await;
