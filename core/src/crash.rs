@@ -1,9 +1,8 @@
 //! Places where tests end or stop the server: each is between one thing that others can see and
 //! the next.
 //!
-//! Without the cargo feature `crash-points` all of it is compiled to nothing. With it a process
-//! that was started with `TESK_CRASH=<point>` kills itself when it comes there, as
-//! `conformance/cluster/faults` does:
+//! A release knows nothing of them: all of it is compiled to nothing. A debug build that was started
+//! with `TESK_CRASH=<point>` kills itself when it comes there, as `conformance/cluster/faults` does:
 //!
 //! | variable | |
 //! |---|---|
@@ -12,7 +11,7 @@
 //! | `TESK_SWEEP=<seconds>` | how often it sweeps, and looks for left-over objects, which count as such when they are ten times as old |
 
 /// Every point, and what has been done when it is reached.
-#[cfg(any(test, feature = "crash-points"))]
+#[cfg(any(test, debug_assertions))]
 pub(crate) const POINTS: &[(&str, &str)] = &[
     ("start.config", "the filer's configuration is written"),
     ("lease.taken", "the lease is taken"),
@@ -48,21 +47,18 @@ pub(crate) const POINTS: &[(&str, &str)] = &[
 ];
 
 /// A place in the code by its name in `POINTS`.
-#[cfg(not(any(test, feature = "crash-points")))]
+#[cfg(not(any(test, debug_assertions)))]
 #[inline]
 pub(crate) fn point(_name: &'static str) {}
 
 #[cfg(all(test, feature = "kubernetes"))]
 pub(crate) use armed::on_this_thread;
-#[cfg(any(test, feature = "crash-points"))]
+#[cfg(any(test, debug_assertions))]
 pub(crate) use armed::point;
-#[cfg(all(feature = "crash-points", feature = "kubernetes"))]
+#[cfg(all(debug_assertions, feature = "kubernetes"))]
 pub(crate) use armed::sweep;
 
-#[cfg(all(feature = "crash-points", not(debug_assertions)))]
-compile_error!("the feature `crash-points` is for tests: a release has no places to crash at");
-
-#[cfg(any(test, feature = "crash-points"))]
+#[cfg(any(test, debug_assertions))]
 mod armed {
     use std::cell::RefCell;
     use std::sync::OnceLock;
@@ -119,7 +115,7 @@ mod armed {
     }
 
     /// `TESK_SWEEP`.
-    #[cfg(all(feature = "crash-points", feature = "kubernetes"))]
+    #[cfg(all(debug_assertions, feature = "kubernetes"))]
     pub(crate) fn sweep() -> Option<std::time::Duration> {
         let seconds = std::env::var("TESK_SWEEP").ok()?.parse().ok()?;
         Some(std::time::Duration::from_secs(seconds))

@@ -89,7 +89,7 @@ async fn parts(
 }
 
 /// Sweeps as often as a test wants.
-#[cfg(feature = "crash-points")]
+#[cfg(debug_assertions)]
 fn in_haste(settings: &mut ClusterSettings, store: &mut StoreSettings) {
     if let Some(sweep) = crate::crash::sweep() {
         settings.scheduler.sweep = sweep;
@@ -98,5 +98,5 @@ fn in_haste(settings: &mut ClusterSettings, store: &mut StoreSettings) {
     }
 }
 
-#[cfg(not(feature = "crash-points"))]
+#[cfg(not(debug_assertions))]
 fn in_haste(_: &mut ClusterSettings, _: &mut StoreSettings) {}

@@ -3,6 +3,8 @@
 //! The status of the container `outputs` decides when an attempt is over, never the pod's phase
 //! or a container's index: whatever else was put into the pod does not count.
 
+use std::cmp::Reverse;
+
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod, PodCondition, PodStatus,
 };
@@ -104,7 +106,8 @@ pub fn has_output(pod: &Pod, executor: usize) -> bool {
     statuses.any(|status| status.name == name && has_begun(status))
 }
 
-/// What keeps a pod from starting, according to its events; `None` if nothing does.
+/// What keeps a pod from starting, according to its events, the newest first; `None` if nothing
+/// does. Each volume that cannot be mounted has an event of its own, in the same second.
 pub fn trouble(events: &[Event]) -> Option<String> {
     let seen = |event: &Event| {
         let series = event.series.as_ref();
@@ -114,16 +117,31 @@ pub fn trouble(events: &[Event]) -> Option<String> {
         let times = times.into_iter().flatten();
         last.max(times.map(|time| millis(&time.0)).max())
     };
+    let is_warning = |event: &&Event| event.type_.as_deref() == Some("Warning");
     // What went wrong before the last good news is over.
-    let last = events.iter().max_by_key(|event| seen(event))?;
-    if last.type_.as_deref() != Some("Warning") {
-        return None;
+    let good = events.iter().filter(|event| !is_warning(event)).map(seen);
+    let good = good.max();
+    let mut bad: Vec<&Event> = events
+        .iter()
+        .filter(is_warning)
+        .filter(|event| good.is_none_or(|good| seen(event) >= good))
+        .collect();
+    bad.sort_by_key(|event| Reverse(seen(event)));
+    let mut words: Vec<String> = Vec::new();
+    for event in bad {
+        let reason = event.reason.as_deref().unwrap_or_default();
+        let message = event.message.as_deref().unwrap_or_default();
+        let said = sentence([reason, message]);
+        if !words.contains(&said) {
+            words.push(said);
+        }
     }
-    let reason = last.reason.as_deref().unwrap_or_default();
-    let message = last.message.as_deref().unwrap_or_default();
-    Some(sentence(["it does not start", reason, message]))
+    words.truncate(TROUBLES);
+    (!words.is_empty()).then(|| sentence(["it does not start", &words.join("; ")]))
 }
 
+/// The most events that are told of a pod that does not start.
+const TROUBLES: usize = 3;
 /// Why a container waits, as far as waiting will not help.
 const NEVER: [&str; 3] = [
     "InvalidImageName",

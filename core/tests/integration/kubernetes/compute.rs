@@ -108,7 +108,7 @@ async fn open(server: &FakeApi) -> Result<KubernetesCompute> {
 }
 
 async fn until(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    for _ in 0..500 {
+    for _ in 0..1500 {
         if condition().await? {
             return Ok(());
         }

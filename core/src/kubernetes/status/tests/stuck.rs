@@ -60,7 +60,7 @@ fn why_a_first_container_is_not_seen_to_start_is_in_the_events() {
 }
 
 #[test]
-fn the_last_event_says_whether_a_pod_is_in_trouble() {
+fn the_last_events_say_whether_a_pod_is_in_trouble() {
     let meta = json!({"metadata": {}, "involvedObject": {}});
     let event = |kind: &str, reason: &str, seconds: i64| {
         let mut event = meta.clone();
@@ -77,6 +77,22 @@ fn the_last_event_says_whether_a_pod_is_in_trouble() {
     assert_eq!(
         trouble(&events(json!([failed, event("Normal", "Scheduled", 900)]))),
         Some("it does not start: FailedMount: words".into())
+    );
+    // Each volume has an event, and some are told of again and again.
+    let mut secret = event("Warning", "FailedMount", 60);
+    secret["message"] = json!("no secret");
+    let older = event("Warning", "FailedScheduling", 901);
+    let scheduled = event("Normal", "Scheduled", 900);
+    assert_eq!(
+        trouble(&events(json!([failed, older, secret, scheduled, failed]))),
+        Some("it does not start: FailedMount: words; FailedMount: no secret".into())
+    );
+    let many: Vec<Value> = (1..9)
+        .map(|number| event("Warning", &format!("Reason{number}"), number))
+        .collect();
+    assert_eq!(
+        trouble(&events(json!(many))),
+        Some("it does not start: Reason1: words; Reason2: words; Reason3: words".into())
     );
     // A large image is on its way.
     let pulling = event("Normal", "Pulling", 50);
