@@ -8,7 +8,8 @@
 //!
 //! - `object`: a head as labels and annotations.
 //! - `text`: documents and logs, in the head or in parts.
-//! - `index`: all heads, in memory. `news` keeps it in step by a watch of metadata.
+//! - `index`: all heads, in memory. `marks` tell nearly always that a filter does not match. `news`
+//!   keeps it in step by a watch of metadata.
 //! - `cache`: texts that were used lately.
 //! - `read`: records and pages. `write`: create and update. `key`: idempotency keys. `secret`: passwords. `sweep`:
 //!   retention, and what crashes left.
@@ -16,6 +17,7 @@
 mod cache;
 mod index;
 mod key;
+mod marks;
 mod news;
 mod object;
 mod read;
@@ -186,7 +188,7 @@ impl TaskStore for ConfigMapStore {
     }
 
     async fn get_raw(&self, id: &TaskId) -> Result<Option<RawRecord>, StoreError> {
-        self.shared.raw(id).await
+        self.shared.shown(id).await
     }
 
     async fn list(&self, query: &Query) -> Result<Page, StoreError> {

@@ -37,7 +37,8 @@ pub trait TaskStore: std::fmt::Debug + Send + Sync + 'static {
     /// secrets by itself may leave them out.
     async fn get_with_secrets(&self, id: &TaskId) -> Result<Option<Record>, StoreError>;
 
-    /// A record as JSON texts, for a reader that will not look inside: the way of GET.
+    /// A record as JSON texts, for a reader that will not look inside: the way of GET. Of a damaged
+    /// one whose head can be read it may be what is left; a text that is lost says so.
     async fn get_raw(&self, id: &TaskId) -> Result<Option<RawRecord>, StoreError>;
 
     /// A page of tasks, newest first (creation time, then id, both descending).

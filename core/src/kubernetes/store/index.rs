@@ -5,6 +5,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::marks::{Marks, Wanted};
 use super::object::Entry;
 use crate::scheduler::store::{Position, Query};
 use crate::scheduler::{Head, TaskId};
@@ -17,8 +18,9 @@ const REMEMBER: Duration = Duration::from_mins(10);
 /// A task's place in the order of all tasks.
 type Place = (Timestamp, TaskId);
 
-/// Tasks in order. A page may have to pass all of them, so each is right there.
-type Places = BTreeMap<Place, Arc<Entry>>;
+/// Tasks in order. A page may have to pass all of them, so what tells most of them off is right
+/// there.
+type Places = BTreeMap<Place, (Marks, Arc<Entry>)>;
 
 /// Every task, by all that it is looked up by.
 #[derive(Debug, Default)]
@@ -74,11 +76,12 @@ impl Index {
         let entry = Arc::new(entry);
         let head = entry.head.clone();
         let place = (head.created, head.id.clone());
+        let marked = (Marks::of(&entry.search), Arc::clone(&entry));
         let user = self.by_user.entry(head.owner.user.clone()).or_default();
-        user.insert(place.clone(), Arc::clone(&entry));
+        user.insert(place.clone(), marked.clone());
         let state = self.by_state.entry(head.state).or_default();
-        state.insert(place.clone(), Arc::clone(&entry));
-        self.all.insert(place, Arc::clone(&entry));
+        state.insert(place.clone(), marked.clone());
+        self.all.insert(place, marked);
         if head.state.is_terminal() {
             self.ended.insert((head.changed, head.id.clone()));
         }
@@ -172,16 +175,19 @@ impl Index {
             Some(position) => Bound::Excluded((position.created, position.id.clone())),
             None => Bound::Unbounded,
         };
+        let wanted = Wanted::by(&query.filter);
         let mut found = Vec::new();
         let walk = places.range((Bound::Unbounded, end)).rev();
-        for (looked, ((created, id), entry)) in (1..).zip(walk) {
-            let Entry { head, search, .. } = &**entry;
+        let matches = |entry: &Entry| {
+            let Entry { head, search, .. } = entry;
             let user = query.user.as_ref();
-            if user.is_none_or(|user| *user == head.owner.user)
+            user.is_none_or(|user| *user == head.owner.user)
                 && query
                     .filter
                     .matches(search.name.as_deref(), head.state, &search.tags)
-            {
+        };
+        for (looked, ((created, id), (marks, entry))) in (1..).zip(walk) {
+            if wanted.may_be(*marks) && matches(entry) {
                 found.push(Arc::clone(entry));
             }
             if looked == looks || found.len() == limit {
@@ -199,6 +205,7 @@ impl Index {
     pub(super) fn under_way(&self) -> Vec<Arc<Entry>> {
         let states = self.by_state.iter().filter(|(s, _)| !s.is_terminal());
         let tasks = states.flat_map(|(_, places)| places.values());
+        let tasks = tasks.map(|(_, entry)| entry);
         let under_way = tasks.filter(|entry| entry.head.current_attempt().is_some());
         under_way.cloned().collect()
     }
@@ -208,7 +215,7 @@ impl Index {
         let states = self.by_state.iter().filter(|(s, _)| !s.is_terminal());
         let mut places: Vec<_> = states.flat_map(|(_, places)| places).collect();
         places.sort_by_key(|(place, _)| *place);
-        let heads = places.into_iter().map(|(_, entry)| entry.head.clone());
+        let heads = places.into_iter().map(|(_, (_, entry))| entry.head.clone());
         heads.collect()
     }
 

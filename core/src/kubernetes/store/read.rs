@@ -6,13 +6,14 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::ListParams;
+use serde_json::json;
 
 use super::super::cluster::{ApiError, Part};
 use super::object::{Entry, STATE, TextRef, head_name, id_of};
 use super::text::{self, Kind};
 use super::{Shared, StoreError, failed};
-use crate::scheduler::TaskId;
 use crate::scheduler::store::{Page, Position, Query, RawRecord};
+use crate::scheduler::{Head, TaskId};
 use crate::tes::State;
 
 /// Bytes of documents and logs in one page, about: a page of very large tasks ends early.
@@ -33,15 +34,37 @@ struct WholeHead {
     entry: Arc<Entry>,
     document: Option<Arc<str>>,
     logs: Option<Arc<str>>,
+    /// Why one of them is not here, if it is spoilt.
+    spoilt: Option<&'static str>,
+}
+
+/// What there is of a record.
+struct Texts {
+    head: Head,
+    document: Option<Arc<str>>,
+    logs: Option<Arc<str>>,
+    /// Why one of them is not here.
+    reason: String,
 }
 
 impl Shared {
     /// A whole record.
     pub(super) async fn raw(&self, id: &TaskId) -> Result<Option<RawRecord>, StoreError> {
+        let texts = self.texts(id).await?;
+        texts.map(Texts::whole).transpose()
+    }
+
+    /// A record for a reader, with what is left of it if it is damaged.
+    pub(super) async fn shown(&self, id: &TaskId) -> Result<Option<RawRecord>, StoreError> {
+        Ok(self.texts(id).await?.map(Texts::shown))
+    }
+
+    async fn texts(&self, id: &TaskId) -> Result<Option<Texts>, StoreError> {
         let Some(mut entry) = self.entry(id).await? else {
             return Ok(None);
         };
-        for _ in 0..READS {
+        let mut reason = format!("parts of the record of task {id} are missing");
+        for read in 1.. {
             let (mut document, mut logs) = {
                 let mut cache = self.cache();
                 let document = cache.get(id, &entry.document);
@@ -59,28 +82,34 @@ impl Shared {
                 entry = whole.entry;
                 document = document.or(whole.document);
                 logs = logs.or(whole.logs);
+                reason = whole.spoilt.map_or(reason, str::to_owned);
             }
-            if document.is_none() && entry.document.parts > 0 {
-                document = self.load(id, Kind::Document, &entry.document).await?;
+            for (text, kind, reference) in [
+                (&mut document, Kind::Document, &entry.document),
+                (&mut logs, Kind::Logs, &entry.logs),
+            ] {
+                if text.is_none() && reference.parts > 0 {
+                    match self.load(id, kind, reference).await {
+                        Err(StoreError::Corrupt(spoilt)) => reason = spoilt,
+                        loaded => *text = loaded?,
+                    }
+                }
             }
-            if logs.is_none() && entry.logs.parts > 0 {
-                logs = self.load(id, Kind::Logs, &entry.logs).await?;
-            }
-            if let (Some(document), Some(logs)) = (document, logs) {
-                return Ok(Some(RawRecord {
+            if (document.is_some() && logs.is_some()) || read == READS {
+                return Ok(Some(Texts {
                     head: entry.head.clone(),
                     document,
                     logs,
+                    reason,
                 }));
             }
             // A part is not there: the logs were replaced meanwhile, or the task is gone.
             match self.fetch(id).await? {
                 Some(newest) => entry = newest,
-                None => return Ok(None),
+                None => break,
             }
         }
-        let reason = format!("parts of the record of task {id} are missing");
-        Err(StoreError::Corrupt(reason))
+        Ok(None)
     }
 
     /// A head with the texts in its data.
@@ -101,21 +130,25 @@ impl Shared {
             return Ok(None);
         };
         let mut data = object.data.unwrap_or_default();
+        let mut spoilt = None;
         let mut text = |kind: Kind, reference: &TextRef| {
-            let Some(text) = data.remove(kind.key()).filter(|_| reference.parts == 0) else {
-                return Ok(None);
-            };
-            text::verified(&text, reference)?;
+            let text = data.remove(kind.key());
+            let text = text.filter(|_| reference.parts == 0)?;
+            if let Err(reason) = text::verified(&text, reference) {
+                spoilt = Some(reason);
+                return None;
+            }
             let text: Arc<str> = text.into();
             self.cache().put(id, reference, &text);
-            Ok(Some(text))
+            Some(text)
         };
-        let document = text(Kind::Document, &entry.document)?;
-        let logs = text(Kind::Logs, &entry.logs)?;
+        let document = text(Kind::Document, &entry.document);
+        let logs = text(Kind::Logs, &entry.logs);
         Ok(Some(WholeHead {
             entry,
             document,
             logs,
+            spoilt,
         }))
     }
 
@@ -215,20 +248,11 @@ impl Shared {
             return Ok(Page { tasks, next });
         }
         let mut records = stream::iter(found)
-            .map(|entry| async move {
-                let raw = self.raw(&entry.head.id).await;
-                (entry, raw)
-            })
+            .map(|entry| async move { self.shown(&entry.head.id).await })
             .buffered(PARALLEL);
         let mut tasks = Vec::new();
-        while let Some((entry, raw)) = records.next().await {
-            match raw {
-                Ok(task) => tasks.extend(task),
-                Err(StoreError::Corrupt(reason)) => {
-                    tracing::warn!(task = %entry.head.id, reason, "left out of a list");
-                }
-                Err(error) => return Err(error),
-            }
+        while let Some(task) = records.next().await {
+            tasks.extend(task?);
         }
         Ok(Page { tasks, next })
     }
@@ -251,6 +275,37 @@ impl Shared {
             }
             after = next;
             tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Texts {
+    fn whole(self) -> Result<RawRecord, StoreError> {
+        match (self.document, self.logs) {
+            (Some(document), Some(logs)) => Ok(RawRecord {
+                head: self.head,
+                document,
+                logs,
+            }),
+            _ => Err(StoreError::Corrupt(self.reason)),
+        }
+    }
+
+    /// What is lost says so in its place: a client that waits for the task learns its state.
+    fn shown(self) -> RawRecord {
+        let lost = |what: &str| format!("the {what} of this task cannot be read: {}", self.reason);
+        let document = self.document.clone().unwrap_or_else(|| {
+            let lost = json!({"description": lost("document"), "executors": []});
+            lost.to_string().into()
+        });
+        let logs = self.logs.clone().unwrap_or_else(|| {
+            let lost = json!([{"logs": [], "outputs": [], "system_logs": [lost("logs")]}]);
+            lost.to_string().into()
+        });
+        RawRecord {
+            head: self.head,
+            document,
+            logs,
         }
     }
 }

@@ -255,6 +255,17 @@ async fn a_text_that_was_edited_is_told() -> Result<()> {
             matches!(other.get(&id).await, Err(StoreError::Corrupt(_))),
             "{text}"
         );
+        // Whoever asks for the task sees the rest of it.
+        let shown = other.get_raw(&id).await?.context("a task")?;
+        let lost = format!("the {text} of this task cannot be read: a text is not what");
+        let (spoilt, whole) = match text {
+            "document" => (shown.document, shown.logs),
+            _ => (shown.logs, shown.document),
+        };
+        ensure!(
+            spoilt.contains(&lost) && !whole.contains("cannot be read"),
+            "{spoilt}"
+        );
     }
     Ok(())
 }
@@ -302,7 +313,11 @@ async fn a_missing_part_is_told_and_harms_no_other_task() -> Result<()> {
         documents: true,
     };
     let page = other.list(&query).await?;
-    ensure!(page.tasks.len() == 1 && page.tasks[0].head.id == good);
+    ensure!(page.tasks.len() == 2);
+    for task in page.tasks {
+        let is_lost = task.document.contains("cannot be read");
+        ensure!(is_lost == (task.head.id == bad) && (is_lost || task.head.id == good));
+    }
     ensure!(other.head(&bad).await?.is_some());
     Ok(())
 }
