@@ -27,6 +27,7 @@ pub(crate) fn trials(tests: &Tests) -> Vec<Trial> {
         nginx_takes_and_gives_files,
         webdav_takes_and_gives_files_directories_and_wildcards,
         ftp_takes_and_gives_files_directories_and_wildcards,
+        ftp_over_tls_takes_and_gives_with_an_authority_of_the_site,
         s3_takes_and_gives_files_directories_and_wildcards,
     ];
     let missing = "TESK_TEST_FTP TESK_TEST_HTTP TESK_S3_ENDPOINT"
@@ -60,6 +61,11 @@ pub(crate) fn credentials() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("s3")
 }
 
+/// Where pods have the authorities that this site trusts, and this machine too.
+fn authorities() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("authorities")
+}
+
 /// The server that most tests use.
 pub(crate) async fn place() -> Result<Place> {
     let place = Place::namespace("shared", &settings()?).await?;
@@ -85,6 +91,15 @@ pub(crate) async fn place() -> Result<Place> {
         "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "s3" }, "stringData": data,
     });
     place.create(&secret).await?;
+    if let Ok(file) = std::env::var("TESK_TEST_FTP_CA") {
+        std::fs::create_dir_all(authorities())?;
+        std::fs::copy(&file, authorities().join("ca.pem"))?;
+        let authorities = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "authorities" },
+            "data": { "ca.pem": std::fs::read_to_string(file)? },
+        });
+        place.create(&authorities).await?;
+    }
     place.serve().await?;
     Ok(place)
 }
@@ -118,6 +133,31 @@ fn settings() -> Result<String> {
             write!(
                 settings,
                 "[[storage]]\ntype = 'http'\nprefix = 'http://{}:{port}/'\nwebdav = true\n",
+                host()
+            )?;
+        }
+    }
+    let authorities = authorities();
+    let authorities = authorities.display();
+    if std::env::var_os("TESK_TEST_FTP_CA").is_some() {
+        write!(
+            settings,
+            "[[kubernetes.mounts]]\npath = '{authorities}'\nconfig_map = 'authorities'\n"
+        )?;
+    }
+    for (name, url) in servers("TESK_TEST_FTP") {
+        if name.contains("tls") {
+            let url: url::Url = url.parse()?;
+            let (scheme, port) = (url.scheme(), url.port().context("a port")?);
+            let tls = if scheme == "ftps" {
+                "implicit"
+            } else {
+                "explicit"
+            };
+            write!(
+                settings,
+                "[[storage]]\ntype = 'ftp'\nprefix = '{scheme}://{}:{port}/'\ntls = '{tls}'\n\
+                 ca_file = '{authorities}/ca.pem'\n",
                 host()
             )?;
         }
@@ -233,9 +273,22 @@ async fn webdav_takes_and_gives_files_directories_and_wildcards(suite: Arc<Suite
 async fn ftp_takes_and_gives_files_directories_and_wildcards(suite: Arc<Suite>) -> Result<()> {
     let mut ran = 0;
     for (name, url) in servers("TESK_TEST_FTP") {
-        // Certificates are a matter of the storage suite.
         if !name.contains("tls") {
             round_trip(&suite, &own(&url, "cluster"), true).await?;
+            ran += 1;
+        }
+    }
+    ensure!(ran > 0, "no such server");
+    Ok(())
+}
+
+async fn ftp_over_tls_takes_and_gives_with_an_authority_of_the_site(
+    suite: Arc<Suite>,
+) -> Result<()> {
+    let mut ran = 0;
+    for (name, url) in servers("TESK_TEST_FTP") {
+        if name.contains("tls") {
+            round_trip(&suite, &own(&url, "tls"), true).await?;
             ran += 1;
         }
     }
