@@ -8,7 +8,7 @@ mod server;
 mod watch;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,11 +22,11 @@ use kube::api::{
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use self::server::features;
+use self::server::{features, least};
 use self::watch::{Pods, attempt_of, attempt_of_pod, essence};
 use super::cluster::{ATTEMPT, ApiError, Cluster, Part, TASK, digest};
 use super::follow;
-use super::pod::{self, Manifests, OUTPUTS, PLAN_PARTS, STOP, Surroundings};
+use super::pod::{self, OUTPUTS, PLAN_PARTS, STOP, Surroundings};
 use super::settings::Settings;
 use super::status::{self, Look, Need};
 use crate::crash;
@@ -71,7 +71,7 @@ impl std::fmt::Debug for Options {
 /// Attempts as pods.
 pub struct KubernetesCompute {
     cluster: Cluster,
-    surroundings: Surroundings,
+    surroundings: RwLock<Arc<Surroundings>>,
     owners: Owners,
     pods: Arc<Pods>,
     watch: JoinHandle<()>,
@@ -104,7 +104,7 @@ impl KubernetesCompute {
         let (followed, of) = (Arc::clone(&pods), cluster.clone());
         let watch = tokio::spawn(async move { follow::follow(&of, &*followed, None).await });
         Ok(Self {
-            surroundings: Surroundings {
+            surroundings: RwLock::new(Arc::new(Surroundings {
                 labels: cluster.labels(Part::Attempt),
                 plan_labels: cluster.labels(Part::Plan),
                 settings: options.settings,
@@ -112,12 +112,29 @@ impl KubernetesCompute {
                 grace: options.grace,
                 time_limit: options.time_limit,
                 features,
-            },
+            })),
             owners: options.owners,
             cluster,
             pods,
             watch,
         })
+    }
+
+    fn surroundings(&self) -> Arc<Surroundings> {
+        let surroundings = self.surroundings.read();
+        Arc::clone(&surroundings.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether limit ranges are others than the pod was made for that was refused.
+    async fn limits_changed(&self) -> bool {
+        let Ok(least) = least(&self.cluster).await else {
+            return false;
+        };
+        let surroundings = self.surroundings.write();
+        let mut surroundings = surroundings.unwrap_or_else(PoisonError::into_inner);
+        let changed = surroundings.features.least != least;
+        Arc::make_mut(&mut surroundings).features.least = least;
+        changed
     }
 
     async fn pod(&self, attempt: &AttemptId) -> Result<Option<Arc<Pod>>, ApiError> {
@@ -137,9 +154,11 @@ impl KubernetesCompute {
     }
 
     fn is_ours(&self, attempt: &AttemptId, pod: &Pod) -> bool {
-        let mut labels = self.surroundings.labels.iter();
         let there = pod.metadata.labels.as_ref();
-        labels.all(|(key, value)| there.is_some_and(|there| there.get(key) == Some(value)))
+        self.surroundings()
+            .labels
+            .iter()
+            .all(|(key, value)| there.is_some_and(|there| there.get(key) == Some(value)))
             && attempt_of_pod(&pod.metadata).as_ref() == Some(attempt)
     }
 
@@ -185,7 +204,16 @@ impl KubernetesCompute {
         }
     }
 
-    async fn create(&self, attempt: &AttemptId, manifests: Manifests) -> Result<(), Refusal> {
+    async fn create(&self, attempt: &AttemptId, plan: &Plan) -> Result<(), Refusal> {
+        let mut manifests =
+            pod::manifests(attempt, plan, &self.surroundings()).map_err(Refusal::Never)?;
+        if let Some(owner) = (self.owners)(&attempt.task) {
+            pod::need_permit(&mut manifests.pod, &owner.name, attempt);
+            let parts = manifests.plan.iter_mut().map(|part| &mut part.metadata);
+            for metadata in parts.chain([&mut manifests.pod.metadata]) {
+                metadata.owner_references = Some(vec![owner.clone()]);
+            }
+        }
         let refused = |error| refusal(attempt, error);
         let params = PostParams::default();
         let parts = self.cluster.api::<ConfigMap>();
@@ -273,16 +301,11 @@ impl KubernetesCompute {
 #[async_trait]
 impl Compute for KubernetesCompute {
     async fn submit(&self, attempt: &AttemptId, plan: &Plan) -> Result<(), Refusal> {
-        let mut manifests =
-            pod::manifests(attempt, plan, &self.surroundings).map_err(Refusal::Never)?;
-        if let Some(owner) = (self.owners)(&attempt.task) {
-            pod::need_permit(&mut manifests.pod, &owner.name, attempt);
-            let parts = manifests.plan.iter_mut().map(|part| &mut part.metadata);
-            for metadata in parts.chain([&mut manifests.pod.metadata]) {
-                metadata.owner_references = Some(vec![owner.clone()]);
-            }
+        let made = self.create(attempt, plan).await;
+        if matches!(made, Err(Refusal::Never(_))) && self.limits_changed().await {
+            return self.create(attempt, plan).await;
         }
-        self.create(attempt, manifests).await
+        made
     }
 
     async fn observe(&self, attempt: &AttemptId) -> Result<Observed, ComputeError> {
@@ -297,7 +320,8 @@ impl Compute for KubernetesCompute {
             }
             return Ok(observed);
         };
-        let patience = &self.surroundings.settings.patience;
+        let surroundings = self.surroundings();
+        let patience = &surroundings.settings.patience;
         let look = |log: Option<&str>| status::look(&pod, log, patience, Timestamp::now());
         let Look { observed, need } = look(None);
         match need {
@@ -376,7 +400,8 @@ impl Compute for KubernetesCompute {
         let error = |error: ApiError| failed(attempt, "remove", &error);
         let pod = self.pod(attempt).await.map_err(error)?;
         if let Some(pod) = &pod {
-            let patience = &self.surroundings.settings.patience;
+            let surroundings = self.surroundings();
+            let patience = &surroundings.settings.patience;
             // What is about to go needs no help, unless its node is silent.
             let silent = status::is_silent(pod, patience, Timestamp::now());
             if silent || pod.metadata.deletion_timestamp.is_none() {

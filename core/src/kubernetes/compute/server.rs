@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::LimitRange;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::ListParams;
 
-use crate::kubernetes::cluster::Cluster;
+use crate::kubernetes::cluster::{ApiError, Cluster};
 use crate::kubernetes::pod::{Features, Least};
 
 /// Asks the server. A version that is too old is an error.
@@ -28,31 +28,29 @@ pub(super) async fn features(cluster: &Cluster) -> Result<Features, String> {
             version.0, version.1
         ));
     }
+    let least = least(cluster).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot read limit ranges; if there are any, pods may be refused");
+        Least::default()
+    });
     Ok(Features {
         pod_resources: version >= (1, 34),
-        least: least(cluster).await,
+        least,
     })
 }
 
-/// The strictest minimum of the namespace's limit ranges; none if they may not be read.
-async fn least(cluster: &Cluster) -> Least {
+/// The strictest minimum of the namespace's limit ranges.
+pub(super) async fn least(cluster: &Cluster) -> Result<Least, ApiError> {
     let api = cluster.api::<LimitRange>();
-    let ranges = match cluster.answer(api.list(&ListParams::default())).await {
-        Ok(ranges) => ranges,
-        Err(error) => {
-            tracing::warn!(%error, "cannot read limit ranges; if there are any, pods may be refused");
-            return Least::default();
-        }
-    };
+    let ranges = cluster.answer(api.list(&ListParams::default())).await?;
     let limits = ranges.into_iter().filter_map(|range| range.spec);
     let limits = limits.flat_map(|spec| spec.limits);
     let minima = limits
         .filter(|limit| limit.type_ == "Container")
         .filter_map(|limit| limit.min);
-    minima.fold(Least::default(), |least, min| Least {
+    Ok(minima.fold(Least::default(), |least, min| Least {
         millicores: least.millicores.max(quantity(&min, "cpu", 1000)),
         memory: least.memory.max(quantity(&min, "memory", 1)),
-    })
+    }))
 }
 
 /// An amount in units of `1 / factor`, rounded up; 0 if it is not there or cannot be read.

@@ -52,7 +52,7 @@ impl Space {
     }
 
     /// Sets the least that a container must ask for.
-    async fn limit(&self, cpu: &str, memory: &str) -> Result<()> {
+    pub(super) async fn limit(&self, cpu: &str, memory: &str) -> Result<()> {
         let limit = json!({"type": "Container", "min": {"cpu": cpu, "memory": memory}});
         let range = json!({"metadata": {"name": "least"}, "spec": {"limits": [limit]}});
         let ranges: Api<LimitRange> = Api::namespaced(self.client.clone(), &self.name);

@@ -8,6 +8,7 @@ pub(in super::super) fn trials() -> Vec<Trial> {
         an_attempt_comes_and_goes_on_a_real_server,
         a_secret_that_is_missing_is_named,
         refusals_of_a_real_server_are_understood,
+        a_limit_range_that_is_younger_than_the_engine_is_obeyed,
     ]
 }
 
@@ -99,5 +100,13 @@ async fn refusals_of_a_real_server_are_understood() -> Result<()> {
         bail!("{refused:?}");
     };
     ensure!(reason.contains("PodSecurity"), "{reason}");
+    space.remove().await
+}
+
+async fn a_limit_range_that_is_younger_than_the_engine_is_obeyed() -> Result<()> {
+    let space = Space::new("younger", json!({})).await?;
+    let compute = open_on(space.cluster("tesk")).await?;
+    space.limit("200m", "64Mi").await?;
+    compute.submit(&attempt(1), &plan("a")?).await?;
     space.remove().await
 }
