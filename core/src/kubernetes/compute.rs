@@ -7,9 +7,10 @@
 mod server;
 mod watch;
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::stream::{self, BoxStream};
@@ -26,7 +27,7 @@ use self::server::{features, least};
 use self::watch::{Pods, attempt_of, attempt_of_pod, essence};
 use super::cluster::{ATTEMPT, ApiError, Cluster, Part, TASK, digest};
 use super::follow;
-use super::pod::{self, OUTPUTS, PLAN_PARTS, STOP, Surroundings};
+use super::pod::{self, Least, OUTPUTS, PLAN_PARTS, STOP, Surroundings};
 use super::settings::Settings;
 use super::status::{self, Look, Need};
 use crate::crash;
@@ -39,6 +40,8 @@ use crate::time::Timestamp;
 
 /// The lines of a log in which a report is looked for: it is at the end.
 const REPORT_LINES: i64 = 4000;
+/// How often events of one pod are asked for.
+const EVENTS: Duration = Duration::from_mins(1);
 /// Bytes of an executor's log that are read at a time.
 const LOG_READ: usize = 16 << 10;
 
@@ -56,8 +59,8 @@ pub struct Options {
     pub grace: Duration,
     /// How long an attempt may take.
     pub time_limit: Option<Duration>,
-    /// Who owns pods.
-    pub owners: Owners,
+    /// Who owns pods, if tasks have records in the cluster.
+    pub owners: Option<Owners>,
 }
 
 impl std::fmt::Debug for Options {
@@ -72,9 +75,33 @@ impl std::fmt::Debug for Options {
 pub struct KubernetesCompute {
     cluster: Cluster,
     surroundings: RwLock<Arc<Surroundings>>,
-    owners: Owners,
+    owners: Option<Owners>,
     pods: Arc<Pods>,
+    asked: Asked,
     watch: JoinHandle<()>,
+}
+
+/// When events of which attempts were asked for: the API server keeps them in no cache, and a
+/// thousand pods may wait for large images together.
+#[derive(Debug, Default)]
+struct Asked(Mutex<HashMap<AttemptId, Instant>>);
+
+impl Asked {
+    /// Whether it is time to ask for those of an attempt, which then counts as done; `patience` is
+    /// how long a pod may be in trouble.
+    fn is_due(&self, attempt: &AttemptId, patience: Duration) -> bool {
+        let again = patience.min(EVENTS);
+        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked
+            .get(attempt)
+            .is_some_and(|last| last.elapsed() < again)
+        {
+            return false;
+        }
+        asked.retain(|_, last| last.elapsed() < again);
+        asked.insert(attempt.clone(), Instant::now());
+        true
+    }
 }
 
 impl std::fmt::Debug for KubernetesCompute {
@@ -116,6 +143,7 @@ impl KubernetesCompute {
             owners: options.owners,
             cluster,
             pods,
+            asked: Asked::default(),
             watch,
         })
     }
@@ -125,16 +153,21 @@ impl KubernetesCompute {
         Arc::clone(&surroundings.unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether limit ranges are others than the pod was made for that was refused.
-    async fn limits_changed(&self) -> bool {
-        let Ok(least) = least(&self.cluster).await else {
-            return false;
+    /// Whether the limit ranges are others than `used`, by which a pod was made that was refused.
+    async fn limits_changed(&self, used: Least) -> Result<bool, ApiError> {
+        let least = match least(&self.cluster).await {
+            Err(error) if error.is_temporary() => return Err(error),
+            // They may not be read.
+            Err(_) => return Ok(false),
+            Ok(least) => least,
         };
         let surroundings = self.surroundings.write();
         let mut surroundings = surroundings.unwrap_or_else(PoisonError::into_inner);
-        let changed = surroundings.features.least != least;
-        Arc::make_mut(&mut surroundings).features.least = least;
-        changed
+        // Another task may have read them meanwhile.
+        if surroundings.features.least != least {
+            Arc::make_mut(&mut surroundings).features.least = least;
+        }
+        Ok(used != least)
     }
 
     async fn pod(&self, attempt: &AttemptId) -> Result<Option<Arc<Pod>>, ApiError> {
@@ -204,10 +237,20 @@ impl KubernetesCompute {
         }
     }
 
-    async fn create(&self, attempt: &AttemptId, plan: &Plan) -> Result<(), Refusal> {
-        let mut manifests =
-            pod::manifests(attempt, plan, &self.surroundings()).map_err(Refusal::Never)?;
-        if let Some(owner) = (self.owners)(&attempt.task) {
+    async fn create(
+        &self,
+        attempt: &AttemptId,
+        plan: &Plan,
+        surroundings: &Surroundings,
+    ) -> Result<(), Refusal> {
+        let mut manifests = pod::manifests(attempt, plan, surroundings).map_err(Refusal::Never)?;
+        if let Some(owners) = &self.owners {
+            // Without a permit it would run though its record is gone.
+            let owner = owners(&attempt.task).ok_or_else(|| {
+                ComputeError(format!(
+                    "cannot start {attempt}: the record of its task is gone"
+                ))
+            })?;
             pod::need_permit(&mut manifests.pod, &owner.name, attempt);
             let parts = manifests.plan.iter_mut().map(|part| &mut part.metadata);
             for metadata in parts.chain([&mut manifests.pod.metadata]) {
@@ -301,9 +344,14 @@ impl KubernetesCompute {
 #[async_trait]
 impl Compute for KubernetesCompute {
     async fn submit(&self, attempt: &AttemptId, plan: &Plan) -> Result<(), Refusal> {
-        let made = self.create(attempt, plan).await;
-        if matches!(made, Err(Refusal::Never(_))) && self.limits_changed().await {
-            return self.create(attempt, plan).await;
+        let surroundings = self.surroundings();
+        let made = self.create(attempt, plan, &surroundings).await;
+        if let Err(Refusal::Never(_)) = made {
+            let used = surroundings.features.least;
+            let changed = self.limits_changed(used).await;
+            if changed.map_err(|error| failed(attempt, "start", &error))? {
+                return self.create(attempt, plan, &self.surroundings()).await;
+            }
         }
         made
     }
@@ -331,6 +379,9 @@ impl Compute for KubernetesCompute {
                 Ok(observed)
             }
             Some(Need::Events) => {
+                if !self.asked.is_due(attempt, patience.start.0) {
+                    return Ok(observed);
+                }
                 // Without events there is only the time that has passed.
                 let trouble = match self.events(attempt, &pod).await {
                     Ok(events) => status::trouble(&events),

@@ -82,7 +82,7 @@ async fn parts(
         filer_config: settings.filer_config,
         grace: settings.scheduler.grace,
         time_limit: settings.scheduler.time_limit,
-        owners: Arc::new(move |task: &TaskId| heads.owner_reference(task)),
+        owners: Some(Arc::new(move |task: &TaskId| heads.owner_reference(task))),
     };
     let compute = KubernetesCompute::open(cluster.clone(), options).await?;
     Ok((store, Arc::new(compute), settings.scheduler))

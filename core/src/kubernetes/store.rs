@@ -214,6 +214,13 @@ impl TaskStore for ConfigMapStore {
         Ok(watcher.into_stream().boxed())
     }
 
+    fn weight(&self, id: &TaskId) -> usize {
+        match self.shared.index().get(id) {
+            Known::Task(entry) => entry.document.bytes.saturating_add(entry.logs.bytes),
+            Known::Broken(_) | Known::Removed | Known::No => 0,
+        }
+    }
+
     async fn counts(&self) -> Result<Vec<(State, u64)>, StoreError> {
         Ok(self.shared.index().counts())
     }

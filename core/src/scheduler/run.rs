@@ -5,6 +5,7 @@
 //! the same task, and many for different ones, so that no task waits for another that is slow.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,9 +116,10 @@ impl Scheduler {
             tasks: HashMap::new(),
             timers: BTreeSet::new(),
             refused: BTreeSet::new(),
+            tried: None,
             unexplained: BTreeSet::new(),
             steps: JoinSet::new(),
-            at_once: Arc::new(Semaphore::new(AT_ONCE)),
+            at_once: Arc::new(Semaphore::new(AT_ONCE as usize)),
         };
         let token = stop.clone();
         let done = tokio::spawn(async move {
@@ -168,6 +170,10 @@ struct Entry {
     explained: Option<Why>,
     /// What the last step has seen, if that was nothing new.
     quiet: Option<Box<Quiet>>,
+    /// How many steps have failed since one did not.
+    troubles: u32,
+    /// It is tried because another task has ended.
+    is_tried: bool,
 }
 
 impl Entry {
@@ -182,7 +188,17 @@ impl Entry {
             explain: None,
             explained: None,
             quiet: None,
+            troubles: 0,
+            is_tried: false,
         }
+    }
+
+    fn renew(&mut self, head: Head, queue: &mut Queue) {
+        // Somebody may have edited the record by hand: it waits in one place alone.
+        if (self.head.created, &self.head.owner) != (head.created, &head.owner) {
+            queue.remove(&self.head);
+        }
+        self.head = head;
     }
 }
 
@@ -196,6 +212,8 @@ struct Loop {
     /// Tasks whose attempts there was no room for, in the order in which they are tried again
     /// when another has ended.
     refused: BTreeSet<(Timestamp, TaskId)>,
+    /// The one of them that was tried last beside the first.
+    tried: Option<(Timestamp, TaskId)>,
     /// When to look why tasks wait for their turn.
     unexplained: BTreeSet<(Timestamp, TaskId)>,
     steps: JoinSet<(TaskId, Result<Stepped, StepError>)>,
@@ -205,9 +223,13 @@ struct Loop {
 
 /// Steps at once: after a start every active task needs one, and thousands of requests together
 /// would keep store and compute side from answering anybody.
-const AT_ONCE: usize = 64;
+const AT_ONCE: u32 = 64;
+/// So many bytes of a record take the place of another step: reading and starting a large task takes
+/// several times its size in memory.
+const HEAVY: usize = 512 << 10;
 
-/// The wait before trouble with the store or the compute side is tried again.
+/// The wait before trouble with the store or the compute side is tried again; it doubles each time,
+/// and a poll may be sooner.
 const TROUBLE: Duration = Duration::from_secs(1);
 /// Attempts that are tried again by the clock in a second, of all that there was no room for.
 const RETRIES_PER_SECOND: u32 = 4;
@@ -314,7 +336,7 @@ impl Loop {
         match self.tasks.get_mut(&id) {
             // Our own writes come back; nothing new.
             Some(entry) if entry.head.version >= head.version => return,
-            Some(entry) => entry.head = head,
+            Some(entry) => entry.renew(head, &mut self.queue),
             None => {
                 self.tasks.insert(id.clone(), Entry::new(head));
             }
@@ -461,11 +483,13 @@ impl Loop {
         entry.stepping = true;
         entry.dirty = false;
         let quiet = entry.quiet.take();
+        let weight = self.store.weight(id) / HEAVY;
+        let turns = u32::try_from(weight).map_or(AT_ONCE, |more| AT_ONCE.min(1 + more));
         let at_once = Arc::clone(&self.at_once);
         let (store, compute) = (Arc::clone(&self.store), Arc::clone(&self.compute));
         let (settings, id) = (Arc::clone(&self.settings), id.clone());
         self.steps.spawn(async move {
-            let Ok(_turn) = at_once.acquire().await else {
+            let Ok(_turn) = at_once.acquire_many(turns).await else {
                 return (id, Err(StepError::Stopped));
             };
             let step = step(&*store, &*compute, &settings, &id, admission, quiet);
@@ -493,8 +517,9 @@ impl Loop {
                     return self.forget(id);
                 }
                 entry.quiet = quiet;
+                entry.troubles = 0;
                 if entry.head.version <= head.version {
-                    entry.head = head;
+                    entry.renew(head, &mut self.queue);
                 } else {
                     // The watch has told of something newer meanwhile.
                     dirty = true;
@@ -515,7 +540,9 @@ impl Loop {
             Err(error) => {
                 // It may have a number now: it keeps what it holds, and the timer's step will tell.
                 tracing::warn!(task = %id, %error, "will try again");
-                Some(Timestamp::now().after(TROUBLE))
+                let wait = TROUBLE.saturating_mul(1 << entry.troubles.min(6));
+                entry.troubles += 1;
+                Some(Timestamp::now().after(wait))
             }
         };
         if dirty {
@@ -533,7 +560,11 @@ impl Loop {
             .refused
             .map_or((now, 0), |(since, times)| (since, times + 1));
         entry.refused = Some((since, times));
-        self.refused.insert((since, id.clone()));
+        let place = (since, id.clone());
+        self.refused.insert(place.clone());
+        if std::mem::take(&mut entry.is_tried) {
+            self.try_another(&place);
+        }
         let all = u32::try_from(self.refused.len()).unwrap_or(u32::MAX);
         let longest = LONG.max(Duration::from_secs((all / RETRIES_PER_SECOND).into()));
         let factor = 1_u32.checked_shl(times).unwrap_or(u32::MAX);
@@ -549,7 +580,11 @@ impl Loop {
 
     fn no_longer_refused(&mut self, id: &TaskId) -> bool {
         let entry = self.tasks.get_mut(id);
-        let Some((since, _)) = entry.and_then(|entry| entry.refused.take()) else {
+        let taken = entry.and_then(|entry| {
+            entry.is_tried = false;
+            entry.refused.take()
+        });
+        let Some((since, _)) = taken else {
             return false;
         };
         self.refused.remove(&(since, id.clone()))
@@ -558,6 +593,23 @@ impl Loop {
     /// Tries the attempt again that there has been no room for the longest.
     fn try_refused(&mut self) {
         if let Some((_, id)) = self.refused.first().cloned() {
+            if let Some(entry) = self.tasks.get_mut(&id) {
+                entry.is_tried = true;
+            }
+            self.look(&id);
+        }
+    }
+
+    /// There was no room for the first: it may be one that there never is room for, so the others have
+    /// their turn beside it, one after another.
+    fn try_another(&mut self, first: &(Timestamp, TaskId)) {
+        let last = self.tried.take().unwrap_or_else(|| first.clone());
+        let after = (Bound::Excluded(last), Bound::Unbounded);
+        let next = self.refused.range(after).next();
+        let next = next.or_else(|| self.refused.iter().nth(1));
+        if let Some(next) = next.filter(|next| *next != first).cloned() {
+            let id = next.1.clone();
+            self.tried = Some(next);
             self.look(&id);
         }
     }

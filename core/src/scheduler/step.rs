@@ -196,7 +196,7 @@ async fn apply(
     let mut busy = false;
     for action in actions {
         match action {
-            Action::Write(update) => match store.update(&head.id, head.version, update).await {
+            Action::Write(update) => match write(store, &head, update).await {
                 Ok(new) => {
                     if new.state != head.state {
                         tracing::info!(task = %new.id, from = %head.state, to = %new.state, attempt = new.attempt);
@@ -245,6 +245,27 @@ async fn apply(
         busy,
         quiet: None,
     }))
+}
+
+/// Changes a record. Logs that the store cannot hold are cut: else the task would never end.
+async fn write(store: &dyn TaskStore, head: &Head, update: Update) -> Result<Head, StoreError> {
+    let cut = update.clone();
+    let written = store.update(&head.id, head.version, update).await;
+    let Err(error @ StoreError::TooLarge { .. }) = &written else {
+        return written;
+    };
+    let (reason, mut cut) = (error.to_string(), cut);
+    for log in cut.logs.iter_mut().flatten() {
+        log.outputs.clear();
+        for executor in &mut log.logs {
+            (executor.stdout, executor.stderr) = (None, None);
+        }
+    }
+    if let Some(log) = cut.logs.iter_mut().flatten().last() {
+        let note = format!("{reason}: what was delivered and printed is left out");
+        log.system_logs.get_or_insert_default().push(note);
+    }
+    store.update(&head.id, head.version, cut).await
 }
 
 /// Says in a task's log why an attempt has to wait, if it does not say so yet.
@@ -313,12 +334,19 @@ pub(super) async fn sweep_attempts(
             Ok(true) | Err(StoreError::Corrupt(_)) => continue,
             Err(error) => return Err(error.into()),
         }
-        let Observed { phase, .. } = compute.observe(&attempt).await?;
-        if phase.is_over() {
-            remove(compute, &attempt).await;
-        } else {
-            tracing::warn!(%attempt, "ending an attempt that no task has");
-            compute.cancel(&attempt, settings.grace).await?;
+        // One that cannot be looked at, or ended, keeps no other from being swept.
+        let swept = async {
+            let Observed { phase, .. } = compute.observe(&attempt).await?;
+            if phase.is_over() {
+                remove(compute, &attempt).await;
+            } else {
+                tracing::warn!(%attempt, "ending an attempt that no task has");
+                compute.cancel(&attempt, settings.grace).await?;
+            }
+            Ok::<_, ComputeError>(())
+        };
+        if let Err(error) = swept.await {
+            tracing::warn!(%attempt, %error, "an attempt that no task has is left for the next sweep");
         }
         crash::point("sweep.attempt");
     }

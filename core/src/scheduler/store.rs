@@ -57,6 +57,12 @@ pub trait TaskStore: std::fmt::Debug + Send + Sync + 'static {
     /// then on each head that is created or changed. A slow reader may miss intermediate states of a task, never its last.
     async fn watch(&self) -> Result<BoxStream<'static, Head>, StoreError>;
 
+    /// Bytes of a record's document and logs, as far as that is known without a look: what reading it
+    /// takes in memory.
+    fn weight(&self, _id: &TaskId) -> usize {
+        0
+    }
+
     /// How many tasks are in each state.
     async fn counts(&self) -> Result<Vec<(State, u64)>, StoreError>;
 

@@ -189,6 +189,10 @@ impl TaskStore for During<dyn TaskStore> {
         self.inner.watch().await
     }
 
+    fn weight(&self, id: &TaskId) -> usize {
+        self.inner.weight(id)
+    }
+
     async fn counts(&self) -> Result<Vec<(State, u64)>, StoreError> {
         self.inner.counts().await
     }

@@ -28,8 +28,8 @@ const LINE: usize = 8 * 1024;
 /// The most that a report takes in a log, in bytes: well under the 10 MiB at which logs are
 /// rotated by default.
 const MAX_LOG: usize = 6 * 1024 * 1024;
-/// The largest report that is unpacked, in bytes.
-const MAX_JSON: usize = 256 * 1024 * 1024;
+/// The largest report, in bytes: a record has room for it beside the logs of earlier attempts.
+const MAX_JSON: usize = 32 * 1024 * 1024;
 
 /// A report, packed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +41,8 @@ pub struct Packed {
 }
 
 /// Packs `report` for a termination message of at most `room` bytes. A report that is too large
-/// for the log as well loses the end of its list of delivered files, and says so.
+/// for the log as well loses the end of its list of delivered files, then the beginnings of what
+/// commands have printed, and says so.
 pub fn pack(report: &Report, room: usize) -> serde_json::Result<Packed> {
     let mut report = std::borrow::Cow::Borrowed(report);
     loop {
@@ -53,11 +54,11 @@ pub fn pack(report: &Report, room: usize) -> serde_json::Result<Packed> {
         let packed = STANDARD.encode(deflate.finish().unwrap_or_default());
         let head = format!("{MARK} {} {digest}", json.len());
         let message = format!("{head} {packed}");
-        if message.len() <= room {
+        let fits = json.len() <= MAX_JSON;
+        if fits && message.len() <= room {
             return Ok(Packed { message, log: None });
         }
-        let files = report.outputs.len();
-        if packed.len() <= MAX_LOG || files == 0 {
+        if fits && packed.len() <= MAX_LOG || is_bare(&report) {
             let mut log = String::with_capacity(packed.len() + packed.len() / 64);
             let mut rest = packed.as_str();
             while !rest.is_empty() {
@@ -71,14 +72,40 @@ pub fn pack(report: &Report, room: usize) -> serde_json::Result<Packed> {
             });
         }
         let report = report.to_mut();
-        report.outputs.truncate(files / 2);
-        if report.notes.last().is_none_or(|note| note != CUT) {
-            report.notes.push(CUT.to_owned());
+        let note = if report.outputs.is_empty() {
+            for executor in &mut report.executors {
+                for tail in [&mut executor.stdout, &mut executor.stderr] {
+                    tail.iter_mut().for_each(halve);
+                }
+            }
+            CUT_TAILS
+        } else {
+            report.outputs.truncate(report.outputs.len() / 2);
+            CUT
+        };
+        if report.notes.last().is_none_or(|last| last != note) {
+            report.notes.push(note.to_owned());
         }
     }
 }
 
 const CUT: &str = "there are more delivered files than a report can list";
+const CUT_TAILS: &str = "commands have printed more than a report can hold";
+
+/// Whether nothing can be taken from a report.
+fn is_bare(report: &Report) -> bool {
+    let tails = report
+        .executors
+        .iter()
+        .flat_map(|executor| [&executor.stdout, &executor.stderr]);
+    report.outputs.is_empty() && tails.flatten().all(String::is_empty)
+}
+
+/// Leaves the second half of a text.
+fn halve(text: &mut String) {
+    let half = (text.len() / 2..=text.len()).find(|at| text.is_char_boundary(at.to_owned()));
+    text.drain(..half.unwrap_or_default().max(1).min(text.len()));
+}
 
 /// Why a report cannot be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -204,5 +231,19 @@ mod tests {
         let report = unpack(&packed.message, Some(&log)).unwrap();
         assert!(report.outputs.len() >= 25_000);
         assert_eq!(report.notes.iter().filter(|n| *n == CUT).count(), 1);
+    }
+    #[test]
+    fn a_report_that_packs_well_is_no_larger_than_a_record_may_be() {
+        let mut large = report(2);
+        large.executors = vec![crate::tes::ExecutorLog::default(); 100];
+        for executor in &mut large.executors {
+            executor.stdout = Some("\u{1}".repeat(1 << 18));
+        }
+        let packed = pack(&large, 4096).unwrap();
+        let report = unpack(&packed.message, packed.log.as_deref()).unwrap();
+        assert!(serde_json::to_vec(&report).unwrap().len() <= MAX_JSON);
+        let left = report.executors[0].stdout.as_ref().unwrap().len();
+        assert!(left >= 1 << 15, "{left}");
+        assert_eq!(report.notes.iter().filter(|n| *n == CUT_TAILS).count(), 1);
     }
 }

@@ -17,7 +17,7 @@ use tesk_core::scheduler::compute::{ComputeError, Outcome, Phase};
 use tesk_core::scheduler::{
     AttemptId, Compute, Observed, Refusal, Report, Scheduler, Settings, TaskId, TaskStore,
 };
-use tesk_core::tes::State;
+use tesk_core::tes::{ExecutorLog, State};
 use tesk_core::time::Timestamp;
 use tokio::sync::mpsc;
 
@@ -41,10 +41,28 @@ pub(super) struct Instantly {
     /// Attempts at once that nobody had seen the end of, at most.
     most: AtomicUsize,
     panics: AtomicUsize,
+    /// What its executors have logged.
+    logs: Vec<ExecutorLog>,
+    /// Attempts of this task cannot be looked at.
+    hidden: Option<TaskId>,
     hints: Mutex<Vec<mpsc::UnboundedSender<AttemptId>>>,
 }
 
 impl Instantly {
+    /// With logs of executors, and a task that cannot be looked at.
+    pub(super) fn with(logs: Vec<ExecutorLog>, hidden: Option<TaskId>) -> Self {
+        Self {
+            logs,
+            hidden,
+            ..Self::default()
+        }
+    }
+
+    /// An attempt that is there, whoever has made it.
+    pub(super) fn leave(&self, attempt: AttemptId) {
+        locked(&self.looks).insert(attempt, 0);
+    }
+
     fn hint(&self, attempt: &AttemptId) {
         let mut hints = locked(&self.hints);
         hints.retain(|sender| sender.send(attempt.clone()).is_ok());
@@ -70,6 +88,9 @@ impl Compute for Instantly {
     }
 
     async fn observe(&self, attempt: &AttemptId) -> Result<Observed, ComputeError> {
+        if self.hidden.as_ref() == Some(&attempt.task) {
+            return Err(ComputeError("its node does not answer".to_owned()));
+        }
         let mut observed = Observed::absent();
         if let Some(looks) = locked(&self.looks).get_mut(attempt) {
             *looks += 1;
@@ -77,7 +98,7 @@ impl Compute for Instantly {
             observed.started = Some(now);
             observed.phase = Phase::Finished(Box::new(Report {
                 outcome: Outcome::Complete,
-                executors: Vec::new(),
+                executors: self.logs.clone(),
                 outputs: Vec::new(),
                 notes: Vec::new(),
                 started: now,

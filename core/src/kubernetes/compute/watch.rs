@@ -68,9 +68,13 @@ impl Pods {
         }
     }
 
-    /// A pod that this engine has made itself; the watch may have told of it already.
+    /// A pod that this engine has made itself; the watch may have told of it already, even that it
+    /// is gone.
     pub(super) fn insert(&self, attempt: &AttemptId, pod: Pod) {
         let mut known = self.write();
+        if self.was_there(attempt) {
+            return;
+        }
         known
             .entry(attempt.clone())
             .or_insert_with(|| Arc::new(pod));
@@ -242,5 +246,19 @@ mod tests {
         assert_eq!(json["metadata"]["annotations"], json!({STOP: "reason"}));
         assert_eq!(json["status"]["containerStatuses"][0]["state"], state);
         assert!(json.to_string().len() < 500, "{json}");
+    }
+    #[test]
+    fn the_late_answer_of_a_create_does_not_bring_back_a_pod_that_is_gone() {
+        let pods = Pods::default();
+        let attempt = |number| AttemptId {
+            task: "t1".parse().unwrap(),
+            number,
+        };
+        pods.take(attempt(1), Pod::default());
+        pods.gone(&attempt(1));
+        pods.insert(&attempt(1), Pod::default());
+        assert!(pods.get(&attempt(1)).is_none());
+        pods.insert(&attempt(2), Pod::default());
+        assert!(pods.get(&attempt(2)).is_some());
     }
 }

@@ -138,8 +138,8 @@ impl Shared {
         let Some(id) = task_of(metadata) else {
             return Ok(());
         };
-        // What cannot be known is left alone.
-        let Ok(entry) = self.entry(&id).await else {
+        // What cannot be known is left alone; and what is known here may be old.
+        let Ok(entry) = self.fetch(&id).await else {
             return Ok(());
         };
         let is_part = |kind, text| part_names(&id, kind, text).any(|part| part == *name);

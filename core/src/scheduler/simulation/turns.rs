@@ -106,6 +106,35 @@ fn what_there_is_no_room_for_is_tried_when_another_has_ended_and_seldom_otherwis
 }
 
 #[test]
+fn what_there_is_never_room_for_does_not_keep_others_waiting() {
+    simulated(async {
+        let world = world((0..7).map(|index| (index, "ann"))).await;
+        world.lock().quota = Some(1);
+        let large: TaskId = "task0".parse().unwrap();
+        world.lock().too_large.insert(large.clone());
+        let _scheduler = start(&world, 1, &Settings::default());
+        let begun = Instant::now();
+        let left = |world: &World| {
+            let inner = world.lock();
+            let left = inner
+                .all()
+                .filter(|record| record.head.id != large && !record.head.state.is_terminal());
+            left.count()
+        };
+        // When one ends, the next begins, without a wait by the clock between.
+        let mut idle = Duration::ZERO;
+        while left(&world) > 0 {
+            assert!(begun.elapsed() < CALM);
+            let runs = world.lock().pods.values().any(|pod| !pod.phase.is_over());
+            sleep(Duration::from_millis(100)).await;
+            idle += Duration::from_millis(if runs { 0 } else { 100 });
+        }
+        // By the clock it would be 87 seconds.
+        assert!(idle < Duration::from_secs(30), "{idle:?}");
+    });
+}
+
+#[test]
 fn what_waits_for_its_turn_says_why_once_for_each_reason() {
     simulated(async {
         let users = [(0, "ann"), (1, "ann"), (2, "bob"), (3, "bob"), (4, "cid")];

@@ -81,6 +81,8 @@ pub(super) struct Inner {
     pub(super) reports: BTreeMap<AttemptId, Outcome>,
     /// Tasks that the compute side refuses for good.
     pub(super) refused: BTreeSet<TaskId>,
+    /// Tasks that there is never room for.
+    pub(super) too_large: BTreeSet<TaskId>,
     /// Tasks that a user canceled.
     pub(super) canceled: BTreeSet<TaskId>,
     /// Tasks that were reserved a number, in the order in which they were.
@@ -102,7 +104,7 @@ pub(super) struct Inner {
 }
 
 pub(super) struct Pod {
-    phase: Phase,
+    pub(super) phase: Phase,
     started: Timestamp,
     canceled: bool,
 }
@@ -117,6 +119,7 @@ impl World {
             started: BTreeSet::new(),
             reports: BTreeMap::new(),
             refused: BTreeSet::new(),
+            too_large: BTreeSet::new(),
             canceled: BTreeSet::new(),
             reserved: Vec::new(),
             found_full: Vec::new(),
@@ -356,7 +359,8 @@ impl Inner {
             return Ok(false);
         }
         let busy = self.weather.busy;
-        if full || self.rng.random_bool(busy) {
+        let never_fits = self.too_large.contains(&attempt.task);
+        if full || never_fits || self.rng.random_bool(busy) {
             self.found_full.push(Instant::now());
             let used = self.pods.len();
             return Err(Refusal::Busy(format!("full, used: {used}")));

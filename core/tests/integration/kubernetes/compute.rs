@@ -97,7 +97,7 @@ async fn open_with(cluster: Cluster, settings: Settings) -> Result<KubernetesCom
         filer_config: String::new(),
         grace: Duration::from_secs(30),
         time_limit: None,
-        owners: Arc::new(|_| None),
+        owners: None,
     };
     let compute = KubernetesCompute::open(cluster, options).await;
     compute.map_err(anyhow::Error::msg)

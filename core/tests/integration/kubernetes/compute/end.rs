@@ -111,13 +111,13 @@ async fn pods_have_an_owner_where_there_is_one() -> Result<()> {
         filer_config: String::new(),
         grace: Duration::from_secs(30),
         time_limit: None,
-        owners: Arc::new(|task| {
-            Some(OwnerReference {
+        owners: Some(Arc::new(|task| {
+            (task.as_str() != "gone").then(|| OwnerReference {
                 name: task.to_string(),
                 uid: "u".to_owned(),
                 ..OwnerReference::default()
             })
-        }),
+        })),
     };
     let compute = KubernetesCompute::open(cluster(&server), options).await;
     let compute = compute.map_err(anyhow::Error::msg)?;

@@ -15,8 +15,10 @@ use tesk_core::kubernetes::store::StoreSettings;
 use tesk_core::kubernetes::{
     ClusterSettings, ConfigMapStore, Settings as KubernetesSettings, open_on,
 };
-use tesk_core::scheduler::{Created, Head, Scheduler, Settings, TaskStore};
-use tesk_core::tes::State;
+use tesk_core::scheduler::{
+    AttemptId, Compute as _, Created, Head, Scheduler, Settings, TaskStore,
+};
+use tesk_core::tes::{ExecutorLog, State};
 
 use super::{cluster, open, soon, stored, task};
 use crate::integration::scheduler::{Endlessly, Instantly, completed, counted};
@@ -29,6 +31,8 @@ pub(super) fn trials() -> Vec<Trial> {
         every_task_ends_once_though_requests_fail,
         a_task_that_has_lost_a_part_of_its_record_ends_and_says_so,
         a_record_that_cannot_be_read_keeps_no_other_attempt_from_being_swept,
+        an_attempt_that_cannot_be_looked_at_keeps_no_other_from_being_swept,
+        a_task_ends_though_its_log_is_more_than_a_record_can_hold,
         tasks_that_run_are_read_by_a_list_when_another_schedules,
         tasks_that_run_on_as_before_are_not_read_again,
     ]
@@ -237,4 +241,45 @@ pub(in crate::integration::kubernetes) fn runnable() -> tesk_core::scheduler::Ne
     let mut task = task();
     task.document = r#"{"executors":[{"image":"i","command":["c"]}]}"#.into();
     task
+}
+
+async fn an_attempt_that_cannot_be_looked_at_keeps_no_other_from_being_swept() -> Result<()> {
+    let server = FakeApi::new();
+    let store = open(&server).await?;
+    let compute = Arc::new(Instantly::with(Vec::new(), Some("a".parse()?)));
+    for task in ["a", "z"] {
+        let (task, number) = (task.parse()?, 1);
+        compute.leave(AttemptId { task, number });
+    }
+    let scheduler = Scheduler::start(Arc::new(store), compute.clone(), Settings::default());
+    soon("the other is swept", || async {
+        Ok(compute.attempts().await?.len() == 1)
+    })
+    .await?;
+    scheduler.stop().await;
+    ensure!(compute.attempts().await?[0].task.as_str() == "a");
+    Ok(())
+}
+
+async fn a_task_ends_though_its_log_is_more_than_a_record_can_hold() -> Result<()> {
+    let server = FakeApi::new();
+    let store = Arc::new(open(&server).await?);
+    let id = stored(&store, runnable()).await?;
+    let large = ExecutorLog {
+        stdout: Some("x".repeat(35 << 20)),
+        ..ExecutorLog::default()
+    };
+    let compute = Arc::new(Instantly::with(vec![large.clone(), large], None));
+    let scheduler = Scheduler::start(store.clone(), compute, Settings::default());
+    completed(&*store, 1, Duration::from_mins(1)).await?;
+    scheduler.stop().await;
+    let record = store.get(&id).await?.context("a record")?;
+    let log = record.logs.last().context("a log")?;
+    let said = log.system_logs.clone().unwrap_or_default().join("|");
+    ensure!(
+        said.contains("at most 67108864") && said.contains("is left out"),
+        "{said}"
+    );
+    ensure!(log.logs.len() == 2 && log.logs[0].exit_code == 0);
+    Ok(())
 }
