@@ -461,11 +461,18 @@ impl Drop for TempFile {
 
 /// The names in an open directory without `.` and `..`.
 fn names_in(directory: OwnedFd) -> io::Result<impl Iterator<Item = io::Result<OsString>>> {
+    Ok(entries_in(directory)?.map(|entry| entry.map(|(name, _)| name)))
+}
+
+/// The same with what each is, where the file system tells.
+fn entries_in(
+    directory: OwnedFd,
+) -> io::Result<impl Iterator<Item = io::Result<(OsString, FileType)>>> {
     let entries = rustix::fs::Dir::new(directory)?;
     Ok(entries.filter_map(|entry| match entry {
         Ok(entry) => match entry.file_name().to_bytes() {
             b"." | b".." => None,
-            name => Some(Ok(OsStr::from_bytes(name).to_owned())),
+            name => Some(Ok((OsStr::from_bytes(name).to_owned(), entry.file_type()))),
         },
         Err(e) => Some(Err(e.into())),
     }))

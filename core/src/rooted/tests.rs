@@ -197,6 +197,32 @@ fn a_walk_follows_links_within_and_reports_the_others() {
 }
 
 #[test]
+fn a_walk_reads_small_regular_files_and_opens_nothing_else() {
+    let (_dir, root) = fixture(Symlinks::Beneath);
+    let at = root.path();
+    std::fs::write(at.join("d/large"), [7; 5]).unwrap();
+    std::fs::write(at.join("d/empty"), "").unwrap();
+    symlink("f", at.join("d/link")).unwrap();
+    // To open it would wait for a writer.
+    rustix::fs::mknodat(CWD, at.join("d/pipe"), FileType::Fifo, Mode::from(0o600), 0).unwrap();
+    let found = root.walk(&rel("d")).unwrap().with_content(4);
+    let mut found: Vec<_> = found
+        .map(|found| found.unwrap())
+        .map(|found| (found.path.to_string(), found.content, found.metadata.len()))
+        .collect();
+    found.sort();
+    found.retain(|(name, ..)| name != "link" && name != "pipe");
+    let expected = [
+        ("empty", Some(""), 0),
+        ("f", Some("yes"), 3),
+        ("large", None, 5),
+    ];
+    let expected =
+        expected.map(|(name, content, size)| (name.to_owned(), content.map(Into::into), size));
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn a_copy_of_a_source_that_became_shorter_is_an_error() {
     let (_dir, root) = fixture(Symlinks::InRoot);
     let from = root.open_file(&rel("d/f")).unwrap();
