@@ -309,11 +309,10 @@ impl Storage for Pvc {
 
 /// Gives a file that is whole its name.
 fn place(root: &Root, temp: TempFile, path: &RelPath, durable: bool) -> io::Result<Metadata> {
-    let file = temp.file().clone();
     if durable {
-        file.sync_all()?;
+        temp.file().sync_all()?;
     }
-    temp.keep()?;
+    let file = temp.keep()?;
     if durable {
         root.sync_dir(&path.parent().unwrap_or_default())?;
     }

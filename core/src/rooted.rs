@@ -18,10 +18,13 @@ mod tests;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -195,8 +198,9 @@ impl Root {
         create_in(&parent, name, mode)
     }
 
-    /// Creates a file under a temporary name in the directory of `target`, which is to take the
-    /// place of what is there. It is gone when the [`TempFile`] is dropped before that.
+    /// Creates a file without a name, or under a temporary one, in the directory of `target`, which
+    /// is to take the place of what is there. It is gone when the [`TempFile`] is dropped before
+    /// that.
     pub fn create_temp(&self, target: &RelPath, mode: u32) -> io::Result<TempFile> {
         let (directory, _) = self.open_parent(target)?;
         TempFile::new(directory, target, mode)
@@ -281,7 +285,7 @@ impl Root {
     }
 
     /// Everything below the directory `path`, symlinks followed within the root; see [`Walk`].
-    pub fn walk(self: &std::sync::Arc<Self>, path: &RelPath) -> io::Result<Walk> {
+    pub fn walk(self: &Arc<Self>, path: &RelPath) -> io::Result<Walk> {
         Walk::new(self.clone(), path)
     }
 
@@ -402,7 +406,7 @@ pub fn temp_name() -> String {
     format!("{TEMP_PREFIX}{:032x}{TEMP_SUFFIX}", rand::random::<u128>())
 }
 
-/// Whether `name` is one that [`Root::create_temp`] gives: a file that is not finished, or was
+/// Whether `name` is one that [`Root::create_temp`] may give: a file that is not finished, or was
 /// left behind by a crash.
 pub fn is_temp_name(name: &OsStr) -> bool {
     name.to_str()
@@ -410,50 +414,110 @@ pub fn is_temp_name(name: &OsStr) -> bool {
         .is_some_and(|hex| hex.len() == 32 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// A file under a temporary name; removed when dropped, unless it was [kept](TempFile::keep).
+/// Whether files without a name can be given one here. Once that has failed it is not tried again.
+static NAMELESS: AtomicBool = AtomicBool::new(true);
+
+/// A file that has no name yet, or where the file system knows no such files a temporary one; gone
+/// when dropped, unless it was [kept](TempFile::keep).
 #[derive(Debug)]
 pub struct TempFile {
-    /// Where it and its target are, wherever that directory is moved to meanwhile.
+    /// Where its target is, wherever that directory is moved to meanwhile.
     directory: OwnedFd,
-    name: String,
+    name: Option<String>,
     target: RelPath,
-    kept: bool,
-    file: std::sync::Arc<File>,
+    file: Arc<File>,
 }
 
 impl TempFile {
     fn new(directory: OwnedFd, target: &RelPath, mode: u32) -> io::Result<Self> {
+        if NAMELESS.load(Ordering::Relaxed)
+            && let Ok(file) = create_nameless(&directory, mode)
+        {
+            return Ok(Self {
+                directory,
+                name: None,
+                target: target.clone(),
+                file: Arc::new(file),
+            });
+        }
+        Self::named(directory, target, mode)
+    }
+
+    fn named(directory: OwnedFd, target: &RelPath, mode: u32) -> io::Result<Self> {
         let name = temp_name();
         let file = create_in(&directory, name.as_ref(), mode)?;
         Ok(Self {
             directory,
-            name,
+            name: Some(name),
             target: target.clone(),
-            kept: false,
-            file: std::sync::Arc::new(file),
+            file: Arc::new(file),
         })
     }
 
     /// The open file.
-    pub fn file(&self) -> &std::sync::Arc<File> {
+    pub fn file(&self) -> &Arc<File> {
         &self.file
     }
 
-    /// Gives the file the name of its target, replacing a file that is there.
-    pub fn keep(mut self) -> io::Result<()> {
+    /// Gives the file the name of its target, replacing a file that is there. The file that has
+    /// the name now, which is another one of the same content where a name could not be given.
+    pub fn keep(mut self) -> io::Result<Arc<File>> {
+        if self.name.is_none() {
+            let target = self.target.file_name().ok_or(Errno::ISDIR)?;
+            match self.link(target) {
+                Ok(()) => return Ok(self.file.clone()),
+                Err(Errno::EXIST) => {
+                    let name = temp_name();
+                    self.link(name.as_ref())?;
+                    self.name = Some(name);
+                }
+                Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => return Err(error.into()),
+                Err(error) => {
+                    self = self.copy_named()?;
+                    tracing::debug!(%error, "files without a name cannot be given one here");
+                    NAMELESS.store(false, Ordering::Relaxed);
+                }
+            }
+        }
         let target = self.target.file_name().ok_or(Errno::ISDIR)?;
-        rustix::fs::renameat(&self.directory, &self.name, &self.directory, target)?;
-        self.kept = true;
-        Ok(())
+        if let Some(name) = &self.name {
+            rustix::fs::renameat(&self.directory, name, &self.directory, target)?;
+        }
+        self.name = None;
+        Ok(self.file.clone())
+    }
+
+    /// Gives a file without a name this one.
+    fn link(&self, name: &OsStr) -> Result<(), Errno> {
+        match rustix::fs::linkat(&self.file, "", &self.directory, name, AtFlags::EMPTY_PATH) {
+            // Linux before 6.10 wants a capability for it.
+            Err(Errno::NOENT | Errno::PERM) => {
+                let file = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+                rustix::fs::linkat(CWD, file, &self.directory, name, AtFlags::SYMLINK_FOLLOW)
+            }
+            done => done,
+        }
+    }
+
+    /// A file of a temporary name with the same content and mode.
+    fn copy_named(&self) -> io::Result<Self> {
+        let found = self.file.metadata()?;
+        let directory = self.directory.try_clone()?;
+        let named = Self::named(directory, &self.target, found.permissions().mode())?;
+        let go_on = |_| ControlFlow::Continue(());
+        copy_contents(&self.file, &named.file, found.len(), go_on)?;
+        // Whoever wanted this one on the disk wants that one there.
+        named.file.sync_all()?;
+        Ok(named)
     }
 }
 
 impl Drop for TempFile {
     fn drop(&mut self) {
-        if !self.kept
-            && let Err(error) = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty())
+        if let Some(name) = &self.name
+            && let Err(error) = rustix::fs::unlinkat(&self.directory, name, AtFlags::empty())
         {
-            let (target, name) = (&self.target, &self.name);
+            let target = &self.target;
             tracing::warn!(%target, name, %error, "a temporary file was left behind");
         }
     }
@@ -461,11 +525,18 @@ impl Drop for TempFile {
 
 /// The names in an open directory without `.` and `..`.
 fn names_in(directory: OwnedFd) -> io::Result<impl Iterator<Item = io::Result<OsString>>> {
+    Ok(entries_in(directory)?.map(|entry| entry.map(|(name, _)| name)))
+}
+
+/// The same with what each is, where the file system tells.
+fn entries_in(
+    directory: OwnedFd,
+) -> io::Result<impl Iterator<Item = io::Result<(OsString, FileType)>>> {
     let entries = rustix::fs::Dir::new(directory)?;
     Ok(entries.filter_map(|entry| match entry {
         Ok(entry) => match entry.file_name().to_bytes() {
             b"." | b".." => None,
-            name => Some(Ok(OsStr::from_bytes(name).to_owned())),
+            name => Some(Ok((OsStr::from_bytes(name).to_owned(), entry.file_type()))),
         },
         Err(e) => Some(Err(e.into())),
     }))
@@ -489,6 +560,14 @@ fn create_in(directory: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
     let mode_for_now = Mode::from(0o600);
     let fd = rustix::fs::openat(directory, name, flags | OFlags::CLOEXEC, mode_for_now)?;
+    rustix::fs::fchmod(&fd, Mode::from(mode & 0o7777))?;
+    Ok(File::from(fd))
+}
+
+/// A file in the directory that has no name there, and is gone when it is closed without one.
+fn create_nameless(directory: &OwnedFd, mode: u32) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(directory, ".", flags, Mode::from(0o600))?;
     rustix::fs::fchmod(&fd, Mode::from(mode & 0o7777))?;
     Ok(File::from(fd))
 }

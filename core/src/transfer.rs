@@ -9,7 +9,7 @@
 //!   that changes midway is begun anew, never mixed.
 //! - **Parallel** files, ranges of large files, and parts of uploads, within limits for memory
 //!   and for connections to a host that all transfers of an engine share.
-//! - **Nothing half-done is visible**: local files are renamed into place when they are whole;
+//! - **Nothing half-done is visible**: local files get their name when they are whole;
 //!   remote ones too, where a storage writes in place but can rename.
 //! - **Verification**: the size always; a checksum where the storage tells one (MD5, SHA-256),
 //!   except for copies inside this machine's kernel. One stream is hashed as it is written;

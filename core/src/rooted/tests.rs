@@ -1,4 +1,4 @@
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::sync::Arc;
 
 use super::*;
@@ -144,14 +144,62 @@ fn a_file_created_over_one_keeps_its_inode() {
     assert_eq!((after.ino(), after.len()), (before, 0));
 }
 
+/// A temporary file for `target`, with a name and, where that is possible here, without.
+fn temporary(root: &Root, target: &str) -> Vec<TempFile> {
+    let (target, mode) = (rel(target), 0o604);
+    let directory = || root.open_dir(&target.parent().unwrap()).unwrap();
+    let nameless = create_nameless(&directory(), mode).map(|file| TempFile {
+        directory: directory(),
+        name: None,
+        target: target.clone(),
+        file: Arc::new(file),
+    });
+    let named = TempFile::named(directory(), &target, mode).unwrap();
+    [named].into_iter().chain(nameless).collect()
+}
+
 #[test]
 fn a_temporary_file_that_is_not_kept_is_gone() {
     let (_dir, root) = fixture(Symlinks::InRoot);
-    let temp = root.create_temp(&rel("d/new"), 0o600).unwrap();
+    let temporary = temporary(&root, "d/new");
     let names = root.read_dir(&rel("d")).unwrap();
     assert_eq!(names.iter().filter(|n| is_temp_name(n)).count(), 1);
-    drop(temp);
+    drop(temporary);
     assert_eq!(root.read_dir(&rel("d")).unwrap(), ["f"]);
+}
+
+#[test]
+fn a_temporary_file_takes_the_place_of_a_file_with_its_own_mode() {
+    let (_dir, root) = fixture(Symlinks::InRoot);
+    for target in ["d/new", "d/f"] {
+        for (round, temp) in temporary(&root, target).into_iter().enumerate() {
+            temp.file().write_all_at(&[round as u8], 0).unwrap();
+            let kept = temp.keep().unwrap().metadata().unwrap();
+            let found = root.metadata(&rel(target)).unwrap();
+            assert_eq!((kept.ino(), kept.mode() & 0o7777), (found.ino(), 0o604));
+            let content = std::fs::read(root.path().join(target)).unwrap();
+            assert_eq!(content, [round as u8]);
+        }
+    }
+    assert_eq!(root.read_dir(&rel("d")).unwrap().len(), 2);
+    let copied = temporary(&root, "d/new").pop().unwrap();
+    copied.file().write_all_at(b"same", 0).unwrap();
+    let copied = copied.copy_named().unwrap().keep().unwrap();
+    assert_eq!(copied.metadata().unwrap().mode() & 0o7777, 0o604);
+    let content = std::fs::read(root.path().join("d/new")).unwrap();
+    assert_eq!(content, b"same");
+}
+
+#[test]
+fn a_temporary_file_takes_the_place_of_no_directory() {
+    let (_dir, root) = fixture(Symlinks::InRoot);
+    root.create_dir_all(&rel("d/there"), 0o700).unwrap();
+    for temp in temporary(&root, "d/there") {
+        assert!(temp.keep().is_err());
+    }
+    let mut names = root.read_dir(&rel("d")).unwrap();
+    names.sort();
+    assert_eq!(names, ["f", "there"]);
 }
 
 #[test]
@@ -194,6 +242,32 @@ fn a_walk_follows_links_within_and_reports_the_others() {
         expected.map(|(path, link, dir)| (path.to_owned(), link, dir))
     );
     assert_eq!(refused, ["dangling", "deep/loop", "out"]);
+}
+
+#[test]
+fn a_walk_reads_small_regular_files_and_opens_nothing_else() {
+    let (_dir, root) = fixture(Symlinks::Beneath);
+    let at = root.path();
+    std::fs::write(at.join("d/large"), [7; 5]).unwrap();
+    std::fs::write(at.join("d/empty"), "").unwrap();
+    symlink("f", at.join("d/link")).unwrap();
+    // To open it would wait for a writer.
+    rustix::fs::mknodat(CWD, at.join("d/pipe"), FileType::Fifo, Mode::from(0o600), 0).unwrap();
+    let found = root.walk(&rel("d")).unwrap().with_content(4);
+    let mut found: Vec<_> = found
+        .map(|found| found.unwrap())
+        .map(|found| (found.path.to_string(), found.content, found.metadata.len()))
+        .collect();
+    found.sort();
+    found.retain(|(name, ..)| name != "link" && name != "pipe");
+    let expected = [
+        ("empty", Some(""), 0),
+        ("f", Some("yes"), 3),
+        ("large", None, 5),
+    ];
+    let expected =
+        expected.map(|(name, content, size)| (name.to_owned(), content.map(Into::into), size));
+    assert_eq!(found, expected);
 }
 
 #[test]

@@ -106,5 +106,5 @@ fn copy(container: &Root, from: &RelPath, scratch: &Arc<Root>, to: &RelPath) -> 
     let mut from = container.open_file(from)?;
     let copy = scratch.create_replacement(to, 0o666, ANYBODY)?;
     io::copy(&mut from, &mut copy.file().as_ref())?;
-    copy.keep()
+    copy.keep().map(drop)
 }

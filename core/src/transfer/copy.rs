@@ -1,8 +1,10 @@
 //! Copies as a person asks for them: between any two of URLs and paths of this machine.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 
 use super::directory::Names;
@@ -10,10 +12,12 @@ use super::{Engine, IN_TURN, Moved, in_turn, spawned};
 use crate::rooted::{Found, RelPath, Root, Symlinks, Walk, WalkError};
 use crate::storage::file::blocking;
 use crate::storage::source::SMALL;
-use crate::storage::{EntryKind, Error, ErrorKind, LocalPath, Result, StorageUrl};
+use crate::storage::{EntryKind, Error, ErrorKind, LocalPath, Result, Source, StorageUrl};
 
 /// Files on their way at once. What really runs in parallel the engine's own limits decide.
 const PARALLEL: usize = 32;
+/// How many bytes of small files are read together at most, and one file more.
+const READ_AHEAD: usize = 512 << 10;
 
 /// Where a copy comes from or goes to.
 #[derive(Clone, Debug)]
@@ -123,7 +127,7 @@ impl Engine {
         let cannot = |error| Error::io(&from.url(), "cannot be listed", error);
         let start = from.clone();
         let walk = blocking(move || start.root.walk(&start.path)).await;
-        let walk = walk.map_err(cannot)?;
+        let walk = walk.map_err(cannot)?.with_content(SMALL);
         let in_turn = self.registry.route(to)?.local_path(to).is_some();
         let groups = walked(walk, from.clone())
             .map_ok(|found| stream::iter(grouped(found, in_turn).into_iter().map(Ok)))
@@ -151,7 +155,7 @@ impl Engine {
                         engine.make_directory(&url).await?;
                         return Ok(Copied::default());
                     }
-                    let stored = engine.store_from(&file, &url);
+                    let stored = engine.store_one(found, &file, &url);
                     Ok(engine.begun(stored).await?.into())
                 }
             });
@@ -166,7 +170,23 @@ impl Engine {
             self.make_directory(&url).await?;
             return Ok(Copied::default());
         }
-        Ok(self.store_file(&file, &url).await?.into())
+        let (engine, to) = (self.clone(), url.clone());
+        let stored = spawned(
+            &url,
+            async move { engine.store_one(found, &file, &to).await },
+        );
+        Ok(self.counted(stored).await?.into())
+    }
+
+    /// Delivers what was found at `from`.
+    async fn store_one(&self, found: Found, from: &LocalPath, to: &StorageUrl) -> Result<Moved> {
+        let Some(content) = found.content else {
+            return self.store_from(from, to).await;
+        };
+        let storage = self.registry.route(to)?;
+        let mode = found.metadata.permissions().mode() & 0o7777;
+        let source = Source::bytes(content).with_mode(Some(mode));
+        self.store(&source, None, &storage, to).await
     }
 
     async fn copy_listed(&self, from: &StorageUrl, to: &StorageUrl) -> Result<Copied> {
@@ -202,8 +222,18 @@ impl Engine {
 fn walked(walk: Walk, from: LocalPath) -> impl Stream<Item = Result<Vec<Found>>> + Send {
     stream::try_unfold((walk, from), async move |(mut walk, from)| {
         let reading = blocking(move || {
-            let found: Result<Vec<_>, _> = walk.by_ref().take(IN_TURN).collect();
-            Ok((found, walk))
+            let (mut found, mut bytes) = (Vec::new(), 0);
+            while found.len() < IN_TURN && bytes < READ_AHEAD {
+                match walk.next() {
+                    Some(Ok(next)) => {
+                        bytes += next.content.as_ref().map_or(0, Bytes::len);
+                        found.push(next);
+                    }
+                    Some(Err(error)) => return Ok((Err(error), walk)),
+                    None => break,
+                }
+            }
+            Ok((Ok(found), walk))
         });
         let cannot = |error| Error::io(&from.url(), "cannot be listed", error);
         let (found, walk) = reading.await.map_err(cannot)?;

@@ -54,7 +54,7 @@ impl Target {
             ));
         }
         match self {
-            Self::Temp(temp) => temp.keep(),
+            Self::Temp(temp) => temp.keep().map(drop),
             Self::InPlace(_) => Ok(()),
         }
     }

@@ -352,6 +352,123 @@ impl AsyncRead for Body {
 }
 
 #[cfg(test)]
+mod fuzz {
+    use futures_util::{FutureExt as _, stream};
+    use proptest::prelude::*;
+    use proptest::sample::{Index, select};
+
+    use super::super::href::{Named, named};
+    use super::*;
+
+    /// Pieces of which replies are made, and what has led parsers astray.
+    const PIECES: [&str; 32] = [
+        "<D:multistatus xmlns:D=\"DAV:\">",
+        "</D:multistatus>",
+        "<D:response>",
+        "</D:response>",
+        "<D:href>",
+        "</D:href>",
+        "/d/",
+        "/d/x",
+        "http://h/d/",
+        "http://h@evil/d/x",
+        "//evil",
+        "../",
+        "%2e%2e%2f",
+        "%00",
+        "%ff",
+        "\\",
+        "é",
+        "\u{0}",
+        "<D:propstat>",
+        "</D:propstat>",
+        "<D:prop>",
+        "</D:prop>",
+        "<D:resourcetype><D:collection/></D:resourcetype>",
+        "<D:getcontentlength>-1</D:getcontentlength>",
+        "<D:status>HTTP/1.1 200 OK</D:status>",
+        "<![CDATA[",
+        "]]>",
+        "&amp;",
+        "&#x2f;",
+        "&#0;",
+        "<!DOCTYPE a [<!ENTITY x \"&x;\">]>",
+        "<!--",
+    ];
+    const VALID: &str = "<?xml version=\"1.0\"?><D:multistatus xmlns:D=\"DAV:\">\
+        <D:response><D:href>/d/</D:href><D:propstat><D:prop><D:resourcetype><D:collection/>\
+        </D:resourcetype></D:prop><D:status>HTTP/1.1 200 OK</D:status></D:propstat></D:response>\
+        <D:response><D:href>/d/a%20b</D:href><D:propstat><D:prop><D:getetag>\"t\"</D:getetag>\
+        <D:getcontentlength>5</D:getcontentlength></D:prop><D:status>HTTP/1.1 200 OK</D:status>\
+        </D:propstat></D:response></D:multistatus>";
+
+    /// How many names are read of a document that arrives in pieces: none that is not one of
+    /// something directly in the directory.
+    fn read(document: &[u8], piece: usize) -> Result<usize, TestCaseError> {
+        let pieces: Vec<_> = document
+            .chunks(piece)
+            .map(|piece| Ok(Bytes::copy_from_slice(piece)))
+            .collect();
+        let url = "http://h/d/".parse().unwrap();
+        let base = Url::parse("http://h/d/").unwrap();
+        let mut reply = Multistatus::of(&url, base.clone(), None, stream::iter(pieces).boxed());
+        let mut names = 0;
+        // Everything is there, so nothing waits.
+        while let Ok(Some(resource)) = reply.next().now_or_never().unwrap() {
+            let _ = resource.file_info(None);
+            let Ok(Named::Child(name)) = named(&base, &resource.href) else {
+                continue;
+            };
+            names += 1;
+            prop_assert!(!matches!(name.as_str(), "" | "." | ".."), "{name}");
+            prop_assert!(!name.contains(['/', '\0']), "{name}");
+            let address = url.join(&name).decoded_path();
+            prop_assert_eq!(address, format!("/d/{name}").into_bytes());
+        }
+        Ok(names)
+    }
+
+    #[test]
+    fn a_valid_document_has_a_name() {
+        assert_eq!(read(VALID.as_bytes(), 7).unwrap(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn no_document_makes_the_reader_panic_or_names_what_is_elsewhere(
+            pieces in proptest::collection::vec(select(&PIECES[..]), 0..24),
+            inner in proptest::collection::vec(select(&PIECES[..]), 0..6),
+            any in any::<Vec<u8>>(),
+            piece in 1_usize..64,
+        ) {
+            read(pieces.concat().as_bytes(), piece)?;
+            read(&any, piece)?;
+            let (before, after) = VALID.split_once("/d/a%20b").unwrap();
+            let inner = inner.concat();
+            read([before, &inner, after].concat().as_bytes(), piece)?;
+        }
+
+        #[test]
+        fn a_document_that_was_spoilt_makes_no_reader_panic(
+            spoilt in proptest::collection::vec((any::<Index>(), any::<Option<u8>>()), 1..6),
+            end in any::<Index>(),
+            piece in 1_usize..64,
+        ) {
+            let mut document = VALID.as_bytes().to_vec();
+            for (at, byte) in spoilt {
+                let at = at.index(document.len());
+                match byte {
+                    Some(byte) => document[at] = byte,
+                    None => drop(document.remove(at)),
+                }
+            }
+            read(&document, piece)?;
+            read(&document[..end.index(document.len())], piece)?;
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use futures_util::stream;
 
