@@ -92,9 +92,13 @@ pub struct PlannedInput {
     pub path: String,
     /// File or directory.
     pub kind: FileType,
-    /// The client's hint.
+    /// The client's hint, where nothing else of the task touches the path: an engine may mount
+    /// the input there, read-only, instead of copying it.
     #[serde(default)]
     pub streamable: bool,
+    /// Where the filer sees what an engine mounts for this input; `None` is copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mounted: Option<String>,
 }
 
 /// Where an input comes from.

@@ -61,6 +61,8 @@ pub enum Symlinks {
     /// Followed as if the root were `/` (`RESOLVE_IN_ROOT`). For scratch, which mirrors
     /// container paths.
     InRoot,
+    /// An error (`RESOLVE_NO_SYMLINKS`). For what somebody else will resolve once more.
+    Refused,
 }
 
 impl RelPath {
@@ -379,6 +381,7 @@ impl Root {
             | match self.symlinks {
                 Symlinks::Beneath => ResolveFlags::BENEATH,
                 Symlinks::InRoot => ResolveFlags::IN_ROOT,
+                Symlinks::Refused => ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
             };
         let mut disturbances = 0;
         loop {

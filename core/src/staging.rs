@@ -2,6 +2,7 @@
 //!
 //! - [`prepare`] and [`inputs`] before the first executor, [`outputs`] after the last, and
 //!   [`verdict`] on the whole.
+//! - [`check_mounted`]: whether inputs can be seen where they are, instead of a copy.
 //! - [`release`] and [`collect`] inside an executor's container, for what others could not
 //!   read or see.
 //! - `tree`: scratch through the task's eyes: which symlinks count, and which do not.
@@ -9,6 +10,7 @@
 
 mod deliver;
 mod find;
+mod mounted;
 mod place;
 pub mod report;
 mod supervised;
@@ -19,6 +21,7 @@ mod tree;
 use std::io;
 
 pub use self::deliver::outputs;
+pub use self::mounted::check_mounted;
 pub use self::place::{inputs, prepare};
 pub use self::supervised::{collect, release};
 use crate::scheduler::compute::Outcome;

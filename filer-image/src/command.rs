@@ -60,7 +60,7 @@ pub fn main(plugins: &RegistryBuilder) -> ExitCode {
 
 fn run(command: &Subcommands, plugins: &RegistryBuilder) -> anyhow::Result<u8> {
     let mut runtime = match command {
-        Subcommands::Prepare(options) => return prepare::run(options).map(|()| 0),
+        Subcommands::Prepare(options) => return prepare::run(options, plugins).map(|()| 0),
         // It mostly waits, beside a command that wants the processor for itself.
         Subcommands::Exec(_) => runtime::Builder::new_current_thread(),
         _ => runtime::Builder::new_multi_thread(),

@@ -10,9 +10,10 @@ use rustix::fs::{FlockOperation, flock};
 use tesk_core::plan::Plan;
 use tesk_core::rooted::{Root, Symlinks};
 use tesk_core::staging;
+use tesk_core::storage::RegistryBuilder;
 
 use crate::handover::Step;
-use crate::plan_file;
+use crate::{plan_file, storages};
 
 /// The options of `filer prepare`.
 #[derive(Debug, clap::Args)]
@@ -29,15 +30,18 @@ pub struct Options {
     /// Installs this binary, and the part of the plan that executors may see, in this directory.
     #[arg(long, value_name = "DIR")]
     pub install: Option<PathBuf>,
+    /// The configuration file with the storages, for a plan whose inputs are mounted.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Where to write the reason of a failure: the output of a container's hook is lost.
     #[arg(long, value_name = "FILE")]
     pub reason: Option<PathBuf>,
 }
 
-/// Makes directories, placeholders and hand-over directories, and installs the binary. May be
-/// run again.
-pub fn run(options: &Options) -> anyhow::Result<()> {
-    let done = prepare(options);
+/// Makes directories, placeholders and hand-over directories, installs the binary, and looks at
+/// inputs that are mounted. May be run again.
+pub fn run(options: &Options, plugins: &RegistryBuilder) -> anyhow::Result<()> {
+    let done = prepare(options, plugins);
     if let (Err(error), Some(reason)) = (&done, &options.reason) {
         std::fs::write(reason, format!("{error:#}"))
             .with_context(|| format!("cannot write {}", reason.display()))?;
@@ -45,12 +49,16 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     done
 }
 
-fn prepare(options: &Options) -> anyhow::Result<()> {
+fn prepare(options: &Options, plugins: &RegistryBuilder) -> anyhow::Result<()> {
     let done = Done::begin(&options.handover).context("cannot use the hand-over directory")?;
     let plan = plan_file::read(&options.plan)?;
     let scratch = Root::open(&options.scratch, Symlinks::InRoot)
         .with_context(|| format!("cannot open scratch {}", options.scratch.display()))?;
     staging::prepare(&plan, &scratch).map_err(|failure| anyhow!(failure))?;
+    if plan.inputs.iter().any(|input| input.mounted.is_some()) {
+        let registry = storages::registry(plugins, options.config.as_deref())?;
+        staging::check_mounted(&plan, &registry).map_err(|failure| anyhow!(failure))?;
+    }
     for step in steps(&plan) {
         let directory = options.handover.join(step.to_string());
         open_directory(&directory)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use serde::Deserialize;
 use tesk_core::storage::registry::Prefixes;
-use tesk_core::storage::{ConfigEntry, RegistryBuilder};
+use tesk_core::storage::{ConfigEntry, Registry, RegistryBuilder};
 use tesk_core::transfer::{Engine, Settings};
 
 /// What the filer reads of the configuration, which it shares with the server.
@@ -21,7 +21,18 @@ struct Config {
 /// An engine over the storages of the configuration file; without one, over those that need
 /// none and the files of this machine.
 pub fn engine(plugins: &RegistryBuilder, config: Option<&Path>) -> anyhow::Result<Engine> {
-    let config = match config {
+    let config = read(config)?;
+    let registry = plugins.build(&config.storage)?;
+    Ok(Engine::new(Arc::new(registry), &config.transfer))
+}
+
+/// The storages alone.
+pub fn registry(plugins: &RegistryBuilder, config: Option<&Path>) -> anyhow::Result<Registry> {
+    Ok(plugins.build(&read(config)?.storage)?)
+}
+
+fn read(config: Option<&Path>) -> anyhow::Result<Config> {
+    Ok(match config {
         Some(path) => {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("cannot read {}", path.display()))?;
@@ -31,9 +42,7 @@ pub fn engine(plugins: &RegistryBuilder, config: Option<&Path>) -> anyhow::Resul
             storage: without_configuration(),
             transfer: Settings::default(),
         },
-    };
-    let registry = plugins.build(&config.storage)?;
-    Ok(Engine::new(Arc::new(registry), &config.transfer))
+    })
 }
 
 fn without_configuration() -> Vec<ConfigEntry> {

@@ -12,6 +12,8 @@ mod integration {
     mod hostile;
     // Each step killed at each stage: the others end, and tell the truth.
     mod killed;
+    // Inputs that are mounted, and whether they can be.
+    mod mounted;
     // Plans in volumes, and the passwords that they miss.
     mod packed;
     // The pod that the others run.

@@ -7,7 +7,7 @@
 //! - `place`: a namespace with a server over it, and a client.
 //! - `web`: a web server in this process that keeps count, and is slow where it is told to.
 //! - `executors`, `images`, `storages`, `passwords`, `ends`, `cancel`, `security`, `operator`,
-//!   `many`, `ha`: the subjects.
+//!   `many`, `ha`, `streams`: the subjects.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 
@@ -24,6 +24,7 @@ mod operator;
 mod passwords;
 mod security;
 mod storages;
+mod streams;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -101,6 +102,7 @@ fn subjects(tests: &Tests) -> Vec<Trial> {
     trials.extend(operator::trials(tests));
     trials.extend(many::trials(tests));
     trials.extend(ha::trials(tests));
+    trials.extend(streams::trials(tests));
     trials
 }
 

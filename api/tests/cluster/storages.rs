@@ -111,6 +111,7 @@ fn settings() -> Result<String> {
         [[kubernetes.mounts]]
         path = "/data"
         claim = "data"
+        streamable = "file:///data"
         [[storage]]
         type = "ftp"
         prefix = ["ftp://", "ftps://"]

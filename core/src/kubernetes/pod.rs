@@ -9,12 +9,15 @@
 //! | `executor-0` … | the task's | the filer as entry point: waits for its turn, runs the command |
 //! | `outputs` | filer | waits for the last executor, delivers, reports |
 //!
+//! Where the filer is installed by an init container, that is `prepare` instead of a hook.
+//!
 //! No text of the task stands in the manifest but images, mount paths and checked parameters:
 //! command and environment are in the plan, where Kubernetes expands no `$(…)`.
 
 mod parameters;
 mod patch;
 mod resources;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod volumes;
@@ -138,9 +141,11 @@ pub fn manifests(
         }
     }
     let asked = Asked::new(plan, settings)?;
-    let volumes = Volumes::new(attempt, plan, surroundings, &asked)?;
+    let mut plan = plan.clone();
+    let streams = streams::choose(attempt, &mut plan, &settings.mounts);
+    let volumes = Volumes::new(attempt, &plan, streams, surroundings, &asked)?;
     let builder = Builder {
-        plan,
+        plan: &plan,
         surroundings,
         asked: &asked,
         volumes: &volumes,
@@ -244,8 +249,8 @@ impl Builder<'_> {
             .chain(&self.asked.image_pull_secret)
             .map(|name| LocalObjectReference { name: name.clone() })
             .collect();
-        let init = matches!(settings.install, Install::Init).then(|| {
-            let mut container = self.filer(PREPARE, prepare());
+        let init = (self.install() == Install::Init).then(|| {
+            let mut container = self.filer(PREPARE, self.prepare());
             container.volume_mounts = Some(self.volumes.filer());
             vec![container]
         });
@@ -328,11 +333,11 @@ impl Builder<'_> {
             command.extend(self.volumes.for_filer());
             command
         });
-        if self.surroundings.settings.install == Install::Hook {
+        if self.install() == Install::Hook {
             container.lifecycle = Some(Lifecycle {
                 post_start: Some(LifecycleHandler {
                     exec: Some(ExecAction {
-                        command: Some(prepare()),
+                        command: Some(self.prepare()),
                     }),
                     ..LifecycleHandler::default()
                 }),
@@ -369,7 +374,24 @@ impl Builder<'_> {
             .filter_map(|list| list?.as_array())
             .map(Vec::len)
             .sum();
-        more + usize::from(settings.install == Install::Init)
+        more + usize::from(self.install() == Install::Init)
+    }
+
+    /// By the hook nothing is kept from starting if it fails.
+    fn install(&self) -> Install {
+        if self.volumes.stream() {
+            Install::Init
+        } else {
+            self.surroundings.settings.install
+        }
+    }
+
+    fn prepare(&self) -> Vec<String> {
+        let mut command = words(["/filer", "prepare"]);
+        command.extend(self.volumes.for_prepare());
+        // What a hook prints is lost.
+        command.extend(words(["--reason", volumes::MESSAGE]));
+        command
     }
 
     fn tail(&self) -> [String; 2] {
@@ -433,14 +455,6 @@ impl Builder<'_> {
             ..Container::default()
         }
     }
-}
-
-fn prepare() -> Vec<String> {
-    let mut command = words(["/filer", "prepare"]);
-    command.extend(Volumes::for_prepare());
-    // What a hook prints is lost.
-    command.extend(words(["--reason", volumes::MESSAGE]));
-    command
 }
 
 fn words<const N: usize>(words: [&str; N]) -> Vec<String> {

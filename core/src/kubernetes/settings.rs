@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{ByteSize, Span};
 use crate::plan::paths;
+use crate::rooted::RelPath;
+use crate::storage::StorageUrl;
 
 /// The section `[kubernetes]`; `tesk.example.toml` describes each key.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -141,10 +143,33 @@ impl Settings {
                 ));
             }
         }
+        self.check_streamable()?;
         self.check_paths()?;
         self.lease.check()?;
         if self.log_tail.0 < 10 << 10 {
             return Err("kubernetes.log_tail: must be at least 10KiB".into());
+        }
+        Ok(())
+    }
+
+    fn check_streamable(&self) -> Result<(), String> {
+        for mount in &self.mounts {
+            let Some(prefix) = &mount.streamable else {
+                continue;
+            };
+            if mount.claim.is_none() || mount.audience != Audience::Filer {
+                return Err(format!(
+                    "kubernetes.mounts: {}: only a claim of the filer can be streamable",
+                    mount.path
+                ));
+            }
+            if file_path(prefix).is_none() {
+                return Err(format!(
+                    "kubernetes.mounts: {}: streamable must be a url such as file:///data, that of \
+                     the storage there",
+                    mount.path
+                ));
+            }
         }
         Ok(())
     }
@@ -177,6 +202,16 @@ impl Settings {
     }
 }
 
+/// The path of a `file:` URL without anything else.
+pub(super) fn file_path(url: &str) -> Option<RelPath> {
+    let url: StorageUrl = url.parse().ok()?;
+    let bare = url.scheme() == "file"
+        && url.host().is_empty()
+        && url.user().is_none()
+        && url.path() == url.path_and_rest();
+    url.file_path().filter(|_| bare)
+}
+
 /// How the filer's binary gets into the executors' containers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -207,6 +242,10 @@ pub struct ExtraMount {
     /// A directory of the claim, instead of its root.
     #[serde(default)]
     pub sub_path: Option<String>,
+    /// The `file:` URL of what is at `path`: inputs below it that tasks mark as streamable are
+    /// mounted into executors, read-only, instead of being copied.
+    #[serde(default)]
+    pub streamable: Option<String>,
     /// Nobody writes to it. Executors never do.
     #[serde(default)]
     pub read_only: bool,

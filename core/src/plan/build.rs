@@ -57,6 +57,7 @@ impl Plan {
                     mounts::MOST
                 ),
             })?;
+        plan.mark_streamable(&volumes);
         plan.directories = plan.directories(volumes, &origins);
         for (output, origin) in plan.outputs.iter_mut().zip(&origins) {
             let place = match &output.from {
@@ -99,6 +100,45 @@ impl Plan {
             }
         }
         claims
+    }
+
+    /// Takes the hint from inputs that something else of the task touches: a command may have to
+    /// write there, and outputs are looked for in scratch.
+    fn mark_streamable(&mut self, volumes: &[String]) {
+        let hinted = self.inputs.iter().enumerate();
+        let hinted = hinted.filter(|(_, input)| input.streamable);
+        // Each is compared with everything: more are not worth it, as they are not mounted.
+        let untouched: Vec<usize> = hinted
+            .take(mounts::MOST)
+            .filter(|(_, input)| self.is_untouched(input, volumes))
+            .map(|(number, _)| number)
+            .collect();
+        for input in &mut self.inputs {
+            input.streamable = false;
+        }
+        for number in untouched {
+            self.inputs[number].streamable = true;
+        }
+    }
+
+    fn is_untouched(&self, input: &PlannedInput, volumes: &[String]) -> bool {
+        let inside = |path: &str| paths::is_within(path, &input.path);
+        let overlaps = |path: &str| inside(path) || paths::is_within(&input.path, path);
+        let mut others = self.inputs.iter().filter(|o| o.index != input.index);
+        let collects = |output: &PlannedOutput| match &output.from {
+            OutputSource::File(path) => overlaps(path),
+            from => overlaps(&from.directory()),
+        };
+        let writes = |executor: &PlannedExecutor| {
+            let paths = [&executor.workdir, &executor.stdout, &executor.stderr];
+            paths.into_iter().flatten().any(|path| inside(path))
+        };
+        matches!(input.from, InputSource::Url(_))
+            && !others.any(|other| overlaps(&other.path))
+            && !self.outputs.iter().any(collects)
+            && !self.executors.iter().any(writes)
+            && !volumes.iter().any(|volume| inside(volume))
+            && !inside("/tmp")
     }
 
     /// The directories to be made, once the mounts are known.
@@ -187,6 +227,7 @@ impl PlannedInput {
             path: normal(&input.path, || format!("inputs[{index}].path"))?,
             kind: input.kind,
             streamable: input.streamable == Some(true),
+            mounted: None,
         })
     }
 }

@@ -53,6 +53,68 @@ fn tmp_is_always_scratch() {
 }
 
 #[test]
+fn an_input_stays_streamable_if_nothing_else_touches_it() {
+    let streamable = |others: Value| {
+        let mut document = json!({
+            "inputs": [{"path": "/in/a", "type": "DIRECTORY", "streamable": true}],
+        });
+        if let Some(inputs) = others["inputs"].as_array() {
+            let own = document["inputs"].as_array_mut().unwrap();
+            own.extend(inputs.iter().cloned());
+        }
+        for key in ["outputs", "volumes", "executors"] {
+            if !others[key].is_null() {
+                document[key] = others[key].clone();
+            }
+        }
+        plan(document).unwrap().inputs[0].streamable
+    };
+    let executor =
+        |key: &str, path: &str| json!({"executors": [{"image": "i", "command": ["c"], key: path}]});
+    for untouched in [
+        json!({}),
+        json!({"inputs": files(&["/in/b", "/in/ab"])}),
+        json!({"outputs": files(&["/in/b", "/out/a"])}),
+        json!({"volumes": ["/in", "/in/ab"]}),
+        executor("stdin", "/in/a/x"),
+        executor("stdout", "/in/b"),
+        executor("workdir", "/in"),
+    ] {
+        assert!(streamable(untouched.clone()), "{untouched}");
+    }
+    for touched in [
+        json!({"inputs": files(&["/in/a/b"])}),
+        json!({"inputs": directories(&["/in"])}),
+        json!({"outputs": files(&["/in/a/b"])}),
+        json!({"outputs": files(&["/in/*"])}),
+        json!({"outputs": files(&["/in/a/*.txt"])}),
+        json!({"outputs": directories(&["/in"])}),
+        json!({"volumes": ["/in/a"]}),
+        json!({"volumes": ["/in/a/b"]}),
+        executor("stdout", "/in/a/log"),
+        executor("stderr", "/in/a/log"),
+        executor("workdir", "/in/a"),
+    ] {
+        assert!(!streamable(touched.clone()), "{touched}");
+    }
+    let twice = json!({"path": "/in/a", "type": "DIRECTORY", "streamable": true});
+    let plan = plan(json!({"inputs": [twice, twice], "volumes": ["/v"]})).unwrap();
+    assert!(plan.inputs.iter().all(|input| !input.streamable));
+}
+
+#[test]
+fn the_hint_of_what_is_no_file_elsewhere_means_nothing() {
+    let plan = plan(json!({"inputs": [
+        {"path": "/a", "url": null, "content": "x", "streamable": true},
+        {"path": "/tmp", "type": "DIRECTORY", "streamable": true},
+        {"path": "/b", "streamable": false},
+        {"path": "/c"},
+    ]}));
+    let plan = plan.unwrap();
+    assert!(plan.inputs.iter().all(|input| !input.streamable));
+}
+
+#[test]
 fn the_directories_of_files_are_mounted_and_merged() {
     assert_eq!(
         mounts(json!({

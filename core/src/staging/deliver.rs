@@ -40,8 +40,10 @@ pub async fn outputs(plan: &Plan, scratch: &Arc<Root>, engine: &Engine) -> Deliv
     let (queue, found) = mpsc::channel(WAITING);
     let search = tokio::task::spawn_blocking({
         let (outputs, mounts) = (plan.outputs.clone(), plan.mounts.clone());
+        let mounted = plan.inputs.iter().filter(|i| i.mounted.is_some());
+        let hidden: Vec<_> = mounted.map(|input| input.path.clone()).collect();
         let scratch = scratch.clone();
-        move || search(&outputs, &mounts, &scratch, &queue)
+        move || search(&outputs, &mounts, &hidden, &scratch, &queue)
     });
     let mut delivered = Delivered::default();
     let mut failures = Failures::default();
@@ -121,6 +123,7 @@ struct Searched {
 fn search(
     outputs: &[PlannedOutput],
     mounts: &[Mount],
+    hidden: &[String],
     scratch: &Arc<Root>,
     queue: &mpsc::Sender<Delivery>,
 ) -> Searched {
@@ -137,7 +140,7 @@ fn search(
                 continue;
             }
         };
-        let tree = Tree::new(scratch, mounts, output.collected_at.as_deref());
+        let tree = Tree::new(scratch, mounts, output.collected_at.as_deref()).hiding(hidden);
         let notes = &mut searched.notes;
         let mut queue_item = |item: Item| {
             let (path, relative, file) = match item {

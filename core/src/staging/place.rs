@@ -20,8 +20,8 @@ const ANYBODY_STICKY: u32 = 0o1777;
 /// Inputs on their way at once. What really runs in parallel the engine's own limits decide.
 const PARALLEL: usize = 32;
 
-/// Makes the plan's directories in scratch, and placeholders for its single-file mounts, all
-/// usable by any user.
+/// Makes the plan's directories in scratch, and placeholders for its single-file mounts and for
+/// files that are mounted over scratch, all usable by any user.
 pub fn prepare(plan: &Plan, scratch: &Root) -> Result<(), Failure> {
     for directory in &plan.directories {
         make_directory(scratch, directory)?;
@@ -30,6 +30,12 @@ pub fn prepare(plan: &Plan, scratch: &Root) -> Result<(), Failure> {
         match mount.kind {
             MountKind::Directory => make_directory(scratch, &mount.path)?,
             MountKind::File => make_placeholder(scratch, &mount.path)?,
+        }
+    }
+    for input in plan.inputs.iter().filter(|input| input.mounted.is_some()) {
+        match input.kind {
+            FileType::Directory => make_directory(scratch, &input.path)?,
+            FileType::File => make_placeholder(scratch, &input.path)?,
         }
     }
     Ok(())
@@ -66,8 +72,8 @@ fn relative(path: &str) -> Result<RelPath, Failure> {
         .ok_or_else(|| Failure::definite(format!("the plan has the unusable path {path:?}")))
 }
 
-/// Puts every input in place, in parallel where order does not matter. The first failure ends
-/// the rest.
+/// Puts every input in place that is not mounted, in parallel where order does not matter. The
+/// first failure ends the rest.
 ///
 /// What is in place is the task's own copy, for any user to read, change and execute.
 pub async fn inputs(plan: &Plan, scratch: &Arc<Root>, engine: &Engine) -> Result<(), Failure> {
@@ -109,6 +115,9 @@ async fn place(
     scratch: &Arc<Root>,
     engine: &Engine,
 ) -> Result<(), Failure> {
+    if input.mounted.is_some() {
+        return Ok(());
+    }
     let what = format!("inputs[{}] ({})", input.index, input.path);
     let to = LocalPath {
         root: scratch.clone(),

@@ -77,6 +77,7 @@ impl Stage {
             path: path.into(),
             kind,
             streamable: false,
+            mounted: None,
         });
     }
 

@@ -22,6 +22,8 @@ const MAX_ENTRIES: usize = if cfg!(test) { 10_000 } else { 1_000_000 };
 pub(super) struct Tree {
     root: Arc<Root>,
     visible: Vec<(RelPath, MountKind)>,
+    /// What executors see other things at.
+    hidden: Vec<RelPath>,
     /// Entries that may still be visited.
     budget: Cell<usize>,
 }
@@ -87,8 +89,16 @@ impl Tree {
                 .chain(also)
                 .filter_map(|(path, kind)| Some((RelPath::new(path)?, kind)))
                 .collect(),
+            hidden: Vec::new(),
             budget: Cell::new(MAX_ENTRIES),
         }
+    }
+
+    /// The same without what is at `paths`: there is something else in this root than what
+    /// executors see.
+    pub(super) fn hiding(mut self, paths: &[String]) -> Self {
+        self.hidden = paths.iter().filter_map(RelPath::new).collect();
+        self
     }
 
     /// What is at the absolute container path `path`.
@@ -203,7 +213,14 @@ impl Tree {
         let mut links = 0;
         let place = self.follow(at, components, &mut links);
         let refused = |why: &str| Err(Obstacle::Refused(why.to_owned()));
+        let is_hidden = |place: &Place| {
+            let path = place.path.as_path();
+            self.hidden.iter().any(|h| path.starts_with(h.as_path()))
+        };
         match place {
+            Ok(place) if is_hidden(&place) => {
+                refused("leads to an input that is mounted and not copied, as it is streamable")
+            }
             Ok(place) if self.sees(&place.path) => Ok(place),
             Ok(_) if links > 0 => refused("is a symlink that leads out of the task's directories"),
             Err(Obstacle::Missing) if links > 0 => {

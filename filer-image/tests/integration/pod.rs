@@ -92,6 +92,7 @@ impl Pod {
             path: self.work(name),
             kind: FileType::File,
             streamable: false,
+            mounted: None,
         });
     }
 
@@ -152,6 +153,8 @@ impl Pod {
             .arg(self.at("bin"))
             .arg("--reason")
             .arg(self.at("reason"))
+            .arg("--config")
+            .arg(self.at("tesk.toml"))
             .output()
             .unwrap()
     }

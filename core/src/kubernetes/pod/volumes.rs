@@ -1,6 +1,6 @@
 //! The volumes of a pod, and which container sees what of them, where.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use k8s_openapi::api::core::v1::{
     ConfigMap, ConfigMapProjection, ConfigMapVolumeSource, DownwardAPIProjection,
@@ -59,7 +59,7 @@ pub(super) struct Volumes {
     pub(super) packed: Option<String>,
     /// Else the parts of it.
     pub(super) plan: Vec<ConfigMap>,
-    /// What executors see of scratch.
+    /// What executors see of scratch, and inputs that they see where they are.
     parts: Vec<VolumeMount>,
     /// What they see besides.
     extra: Vec<VolumeMount>,
@@ -69,12 +69,15 @@ pub(super) struct Volumes {
     collects: bool,
     /// Whether the plan's urls miss their passwords.
     secrets: bool,
+    /// Whether inputs are mounted.
+    streams: bool,
 }
 
 impl Volumes {
     pub(super) fn new(
         attempt: &AttemptId,
         plan: &Plan,
+        streams: Vec<VolumeMount>,
         surroundings: &Surroundings,
         asked: &Asked,
     ) -> Result<Self, String> {
@@ -88,11 +91,12 @@ impl Volumes {
             ],
             packed: None,
             plan: Vec::new(),
-            parts: parts(plan)?,
             extra: Vec::new(),
             filer: Vec::new(),
             collects: plan.outputs.iter().any(|o| o.collected_at.is_some()),
             secrets: plan.is_masked(),
+            streams: !streams.is_empty(),
+            parts: parts(plan, streams)?,
         };
         volumes.add_plan(attempt, plan, surroundings);
         if volumes.secrets {
@@ -119,6 +123,7 @@ impl Volumes {
             secret: None,
             config_map: None,
             sub_path: data.sub_path.clone(),
+            streamable: None,
             read_only: true,
             audience: Audience::Executors,
         });
@@ -182,7 +187,7 @@ impl Volumes {
 
     fn add_extra(&mut self, number: usize, extra: &ExtraMount) -> Result<(), String> {
         let volume = Volume {
-            name: format!("extra-{number}"),
+            name: extra_name(number),
             persistent_volume_claim: extra.claim.as_ref().map(|claim| {
                 PersistentVolumeClaimVolumeSource {
                     claim_name: claim.clone(),
@@ -264,15 +269,24 @@ impl Volumes {
         mounts
     }
 
-    pub(super) fn for_prepare() -> Vec<String> {
+    /// Whether inputs are mounted. They are to be looked at before any other container starts:
+    /// the kubelet makes a directory of what is not there.
+    pub(super) fn stream(&self) -> bool {
+        self.streams
+    }
+
+    pub(super) fn for_prepare(&self) -> Vec<String> {
         let mut arguments = super::words(PLACES);
         arguments.extend(super::words(["--install", BIN]));
+        if self.streams {
+            arguments.extend(config_file());
+        }
         arguments
     }
 
     pub(super) fn for_filer(&self) -> Vec<String> {
         let mut arguments = super::words(PLACES);
-        arguments.extend(["--config".into(), format!("{CONFIG}/{FILER_CONFIG}")]);
+        arguments.extend(config_file());
         if self.secrets {
             arguments.extend(["--secrets".into(), format!("{SECRETS}/secrets.json")]);
         }
@@ -288,8 +302,12 @@ impl Volumes {
     }
 }
 
-/// What executors see of scratch.
-fn parts(plan: &Plan) -> Result<Vec<VolumeMount>, String> {
+fn config_file() -> [String; 2] {
+    ["--config".into(), format!("{CONFIG}/{FILER_CONFIG}")]
+}
+
+/// What executors see of scratch, and in it or instead of it `streams`.
+fn parts(plan: &Plan, streams: Vec<VolumeMount>) -> Result<Vec<VolumeMount>, String> {
     let part = |planned: &crate::plan::Mount| {
         let path = &planned.path;
         if path.contains(':') {
@@ -302,7 +320,17 @@ fn parts(plan: &Plan) -> Result<Vec<VolumeMount>, String> {
             ..mount("scratch", path)
         })
     };
-    plan.mounts.iter().map(part).collect()
+    let instead: HashSet<&str> = streams.iter().map(|s| s.mount_path.as_str()).collect();
+    let parts = plan.mounts.iter();
+    let parts = parts.filter(|mount| !instead.contains(mount.path.as_str()));
+    let mut parts = parts.map(part).collect::<Result<Vec<_>, _>>()?;
+    parts.extend(streams);
+    Ok(parts)
+}
+
+/// The volume of the mount of this number in the configuration.
+pub(super) fn extra_name(number: usize) -> String {
+    format!("extra-{number}")
 }
 
 fn relative(path: &str) -> String {
@@ -317,7 +345,7 @@ fn mount(volume: &str, path: &str) -> VolumeMount {
     }
 }
 
-fn read_only(volume: &str, path: &str) -> VolumeMount {
+pub(super) fn read_only(volume: &str, path: &str) -> VolumeMount {
     VolumeMount {
         read_only: Some(true),
         ..mount(volume, path)

@@ -55,6 +55,7 @@ proptest! {
         (key, value, tag, url, content, parameter) in
             (text(), text(), text(), text(), text(), text()),
         (input, output, volume, stream, workdir) in (path(), path(), path(), path(), path()),
+        mounted in path(),
     ) {
         let document = json!({
             "name": tag, "description": value, "tags": {&key: tag},
@@ -64,6 +65,8 @@ proptest! {
             }],
             "inputs": [
                 {"path": input, "url": format!("s3://b/{url}"), "name": tag, "type": "FILE"},
+                {"path": mounted, "url": format!("file:///data/{url}"), "type": "FILE",
+                 "streamable": true},
                 {"path": "/c", "url": null, "content": content, "type": "FILE"},
             ],
             "outputs": [{"path": output, "url": format!("s3://b/{url}"), "type": "DIRECTORY"}],
@@ -75,7 +78,7 @@ proptest! {
         let Ok(mut plan) = Plan::new("t1", &task, &UrlSecrets::default()) else {
             return Ok(());
         };
-        let surroundings = surroundings("");
+        let surroundings = surroundings(super::streams::CLAIM);
         let made = made(&plan, &surroundings);
         let all = json!({ "plan": made.plan, "pod": made.pod });
         prop_assert_eq!(betrayed(&all, ""), None);

@@ -243,6 +243,7 @@ fn settings_that_no_pod_could_have_are_refused_by_name() {
         secret: None,
         config_map: None,
         sub_path: None,
+        streamable: None,
         read_only: false,
         audience: Audience::Filer,
     };
