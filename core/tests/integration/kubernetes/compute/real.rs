@@ -24,7 +24,10 @@ async fn an_attempt_comes_and_goes_on_a_real_server() -> Result<()> {
     ensure!(phase(&other, &attempt(1)).await? == Phase::Absent);
     // There is no such image on the node, so it gets no further.
     while phase(&compute, &attempt(1)).await? != Phase::Initializing {
-        hints.next().await.context("hints end")?;
+        let hint = tokio::time::timeout(Duration::from_mins(1), hints.next());
+        hint.await
+            .context("no node takes it")?
+            .context("hints end")?;
     }
     compute.submit(&attempt(2), &large_plan(2)?).await?;
     until("both are known", async || {
