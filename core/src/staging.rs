@@ -20,16 +20,18 @@ mod tree;
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 pub use self::deliver::outputs;
 pub use self::mounted::check_mounted;
 pub use self::place::{inputs, prepare};
-pub use self::supervised::{collect, release};
+pub use self::supervised::{Collected, collect, release};
 use crate::scheduler::compute::Outcome;
 use crate::storage;
 use crate::tes::OutputFileLog;
 
 /// An input that is not in place, or an output that is not delivered.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
     /// Names the input or output and its URL (credentials hidden), and says why.
@@ -54,9 +56,9 @@ impl Failure {
         }
     }
 
-    /// Of scratch, at `what`. A full or misused scratch is the task's own doing; else it is the
-    /// machine that has trouble.
-    fn of_scratch(what: &str, error: &io::Error) -> Self {
+    /// Of scratch, at `what`. A full or misused scratch is the task's own doing, and rights do
+    /// not change by themselves; else it is the machine that has trouble.
+    pub fn of_scratch(what: &str, error: &io::Error) -> Self {
         use io::ErrorKind as Kind;
         let own_doing = matches!(
             error.kind(),
@@ -67,6 +69,7 @@ impl Failure {
                 | Kind::IsADirectory
                 | Kind::AlreadyExists
                 | Kind::InvalidFilename
+                | Kind::PermissionDenied
         );
         Self {
             message: format!("{what}: {error}"),
@@ -82,7 +85,7 @@ pub struct Delivered {
     pub outputs: Vec<OutputFileLog>,
     /// Lines for the system log: unmatched patterns, refused symlinks. Bounded.
     pub notes: Vec<String>,
-    /// Outputs that are missing or could not be delivered. Bounded.
+    /// Outputs that are missing or could not be delivered as a whole. Bounded.
     pub failures: Vec<Failure>,
 }
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 use tesk_core::plan::{Plan, PlannedExecutor};
 use tesk_core::process::{self, Command, Echo};
 use tesk_core::rooted::{Root, Symlinks};
-use tesk_core::staging;
+use tesk_core::staging::{self, Collected};
 use tesk_core::time::Timestamp;
 use tokio_util::sync::CancellationToken;
 
@@ -120,7 +120,9 @@ async fn supervise(options: &Options, terminated: &CancellationToken) -> anyhow:
             .notes
             .push("out of memory: the kernel killed a process of it".to_owned());
     }
-    record.notes.extend(hand_out(&plan, options));
+    let collected = hand_out(&plan, options);
+    record.notes.extend(collected.notes);
+    record.failures.extend(collected.failures);
     Ok(record)
 }
 
@@ -157,21 +159,18 @@ fn command(executor: &PlannedExecutor, tail: usize) -> Command {
 }
 
 /// Makes what the command has left behind available to the step that delivers it.
-fn hand_out(plan: &Plan, options: &Options) -> Vec<String> {
+fn hand_out(plan: &Plan, options: &Options) -> Collected {
     let container = match Root::open("/", Symlinks::InRoot) {
         Ok(root) => Arc::new(root),
-        Err(error) => return vec![format!("cannot open the container's root: {error}")],
+        Err(error) => return Collected::nothing(plan, &error),
     };
     staging::release(plan, &container);
     let Some(scratch) = &options.scratch else {
-        return Vec::new();
+        return Collected::default();
     };
     match Root::open(scratch, Symlinks::InRoot) {
         Ok(scratch) => staging::collect(plan, &container, &Arc::new(scratch)),
-        Err(error) => vec![format!(
-            "cannot collect outputs: {}: {error}",
-            scratch.display()
-        )],
+        Err(error) => Collected::nothing(plan, &error),
     }
 }
 

@@ -18,6 +18,7 @@ mod watch;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use tesk_core::staging::Failure;
 use tesk_core::time::Timestamp;
 
 pub use self::take::Turn;
@@ -78,6 +79,9 @@ pub struct Record {
     /// Lines for the system log.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// Outputs that an executor has left and that could not be collected.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<Failure>,
 }
 
 /// What a step's end means for the steps that follow.
@@ -107,6 +111,7 @@ impl Record {
             stdout: String::new(),
             stderr: String::new(),
             notes: Vec::new(),
+            failures: Vec::new(),
         }
     }
 

@@ -22,6 +22,8 @@ use crate::{plan_file, progress, storages};
 /// The exit code of a process that SIGKILL ended, which is what the kernel does to a container
 /// that is out of memory.
 const KILLED: i32 = 137;
+/// Lines of each sort that are taken from an executor's record.
+const MAX_LINES: usize = 100;
 
 /// The options of `filer outputs`.
 #[derive(Debug, clap::Args)]
@@ -201,7 +203,13 @@ impl Course {
         ran && matches!(&self.inputs, Seen::Over(record) if record.verdict == Verdict::Done)
     }
 
-    fn report(self, plan: &Plan, delivered: Delivered, began: Timestamp, tail: usize) -> Report {
+    fn report(
+        self,
+        plan: &Plan,
+        mut delivered: Delivered,
+        began: Timestamp,
+        tail: usize,
+    ) -> Report {
         let mut notes = Vec::new();
         let mut executors = Vec::new();
         let mut started = began;
@@ -218,9 +226,18 @@ impl Course {
                         record
                             .notes
                             .iter()
-                            .take(100)
+                            .take(MAX_LINES)
                             .map(|n| format!("{step}: {}", clip(n))),
                     );
+                    let failures = record
+                        .failures
+                        .iter()
+                        .take(MAX_LINES)
+                        .map(|failure| Failure {
+                            message: clip(&failure.message),
+                            retryable: failure.retryable,
+                        });
+                    delivered.failures.extend(failures);
                     if let Some(exit_code) = record.exit_code.filter(|_| step != Step::Inputs) {
                         executors.push(ExecutorLog {
                             start_time: Some(record.started),

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::compute::directory::{Directory, Order, Status, started_ticks};
@@ -115,10 +116,19 @@ struct Broken {
 }
 
 /// How one executor ended, as every runtime says it.
-#[derive(Debug)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct ExecutorEnd {
     pub(super) log: ExecutorLog,
     pub(super) notes: Vec<String>,
+    /// Outputs of it that could not be collected.
+    pub(super) failures: Vec<staging::Failure>,
+}
+
+impl ExecutorEnd {
+    pub(super) fn collected(&mut self, collected: staging::Collected) {
+        self.notes.extend(collected.notes);
+        self.failures.extend(collected.failures);
+    }
 }
 
 /// An executor could not be started, through no fault of its command.
@@ -189,7 +199,8 @@ impl Attempt {
     }
 
     async fn work(&self, stop: &CancellationToken) -> (Outcome, Vec<crate::tes::OutputFileLog>) {
-        let executor_failed = match self.until_outputs(stop).await {
+        let mut failures = Vec::new();
+        let executor_failed = match self.until_outputs(stop, &mut failures).await {
             Ok(failed) => failed,
             Err(_) if stop.is_cancelled() => return (Outcome::Canceled, Vec::new()),
             Err(broken) => {
@@ -209,9 +220,10 @@ impl Attempt {
         };
         let outputs = staging::outputs(&self.order.plan, &scratch, &self.engine);
         let outputs = self.with_progress("outputs", outputs);
-        let Some(delivered) = stop.run_until_cancelled(outputs).await else {
+        let Some(mut delivered) = stop.run_until_cancelled(outputs).await else {
             return (Outcome::Canceled, Vec::new());
         };
+        delivered.failures.extend(failures);
         let outcome = staging::verdict(executor_failed, &delivered);
         self.change(|status| {
             status.notes.extend(delivered.notes);
@@ -221,8 +233,13 @@ impl Attempt {
         (outcome, delivered.outputs)
     }
 
-    /// Inputs and executors; whether one of these failed and was not ignored.
-    async fn until_outputs(&self, stop: &CancellationToken) -> Result<bool, Broken> {
+    /// Inputs and executors; whether one of these failed and was not ignored. To `failures` go
+    /// outputs of theirs that could not be collected.
+    async fn until_outputs(
+        &self,
+        stop: &CancellationToken,
+        failures: &mut Vec<staging::Failure>,
+    ) -> Result<bool, Broken> {
         let Order { plan, runtime, .. } = &self.order;
         let scratch = self.scratch()?;
         staging::prepare(plan, &scratch)?;
@@ -281,6 +298,7 @@ impl Attempt {
                 Runner::Containers(containers) => containers.run(index, stop, grace).await?,
             };
             let exit_code = ended.log.exit_code;
+            failures.extend(ended.failures);
             self.change(|status| {
                 status.executors.push(ended.log);
                 status.notes.extend(ended.notes);

@@ -16,6 +16,7 @@ use super::runtime::{Engine, EngineKind};
 use crate::plan::{OutputSource, PlannedExecutor, glob::Pattern};
 use crate::process::{self, Command, Echo, Ended};
 use crate::rooted::{RelPath, Root};
+use crate::staging::{Collected, Failure};
 use crate::tes::ExecutorLog;
 
 /// The least memory a container is given: below it not even a shell starts.
@@ -137,7 +138,7 @@ impl<'a> Containers<'a> {
         }
         let mut end = self.judge(executor, ended)?;
         if self.collects() {
-            end.notes.extend(self.collect(&name).await);
+            end.collected(self.collect(&name).await);
         }
         // What was ended while it started may be left behind, whatever `--rm` says.
         if self.collects() || stop.is_cancelled() {
@@ -224,6 +225,7 @@ impl<'a> Containers<'a> {
                 exit_code: ended.exit_code,
             },
             notes,
+            ..ExecutorEnd::default()
         })
     }
 
@@ -349,8 +351,8 @@ impl<'a> Containers<'a> {
     }
 
     /// Copies outputs that lie in the container itself to where they are collected.
-    async fn collect(&self, name: &str) -> Vec<String> {
-        let mut notes = Vec::new();
+    async fn collect(&self, name: &str) -> Collected {
+        let mut collected = Collected::default();
         for output in &self.order.plan.outputs {
             let Some(to) = &output.collected_at else {
                 continue;
@@ -369,13 +371,21 @@ impl<'a> Containers<'a> {
                 .output(&["cp", &format!("{name}:{from}"), &target])
                 .await;
             if let Err(error) = copied {
-                notes.push(format!(
+                let line = format!(
                     "outputs[{}]: {from} is not collected: {error}",
                     output.index
-                ));
+                );
+                // A later executor may make it.
+                if is_missing(&error.to_string()) {
+                    collected.notes.push(line);
+                } else {
+                    let message = line;
+                    let retryable = !is_full(&message);
+                    collected.failures.push(Failure { message, retryable });
+                }
             }
         }
-        notes
+        collected
     }
 
     /// Removes a container, whatever it does.
@@ -430,6 +440,7 @@ fn unusable(reason: String) -> ExecutorEnd {
             exit_code: 1,
         },
         notes: vec![reason],
+        ..ExecutorEnd::default()
     }
 }
 
@@ -491,6 +502,26 @@ fn is_plain_value(value: &str) -> bool {
         && value.len() <= LONGEST_VALUE
         && value.trim() == value
         && !value.contains(special)
+}
+
+/// Whether the engine's words mean that a container has nothing at a path.
+fn is_missing(words: &str) -> bool {
+    let words = words.to_ascii_lowercase();
+    [
+        "could not find the file",
+        "could not be found",
+        "no such file",
+    ]
+    .iter()
+    .any(|sign| words.contains(sign))
+}
+
+/// Whether the engine's words mean that a disk has no room left for a file.
+fn is_full(words: &str) -> bool {
+    let words = words.to_ascii_lowercase();
+    ["no space left", "quota exceeded", "file too large"]
+        .iter()
+        .any(|sign| words.contains(sign))
 }
 
 /// Whether the engine's words mean that no other attempt will do better.

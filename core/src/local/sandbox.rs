@@ -33,7 +33,6 @@ use tokio_util::sync::CancellationToken;
 use super::attempt::{ExecutorEnd, NotStarted};
 use super::compute::directory::{Directory, Order};
 use crate::plan::{InputSource, Plan, PlannedExecutor};
-use crate::tes::ExecutorLog;
 
 /// The hidden sub-command: a program that runs attempts on the host has to call [`main`] when
 /// this is its first argument, before it starts a thread.
@@ -63,7 +62,7 @@ struct Request {
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
     /// The command ended, or could not be started through its own fault.
-    Ended(ExecutorLog, Vec<String>),
+    Ended(ExecutorEnd),
     /// The sandbox could not be made.
     Failed(String),
 }
@@ -109,7 +108,7 @@ impl<'a> Sandbox<'a> {
         };
         let answer = ask(&request, Some((stop, &grace))).await.map_err(failed)?;
         match answer {
-            Answer::Ended(log, notes) => Ok(ExecutorEnd { log, notes }),
+            Answer::Ended(end) => Ok(end),
             Answer::Failed(reason) => Err(NotStarted {
                 reason,
                 retryable: false,
@@ -144,7 +143,7 @@ pub(super) async fn check() -> Result<(), String> {
     let answer = ask(&request, None).await;
     let _ = std::fs::remove_dir_all(&root);
     match answer {
-        Ok(Answer::Ended(..)) => Ok(()),
+        Ok(Answer::Ended(_)) => Ok(()),
         Ok(Answer::Failed(reason)) => Err(reason),
         Err(error) => Err(format!("cannot make a sandbox: {error}")),
     }

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::find::{Item, Missing, find};
-use super::tree::Tree;
+use super::tree::{Obstacle, Tree};
 use super::{Delivered, Failure};
 use crate::plan::{Mount, Plan, PlannedOutput};
 use crate::rooted::{RelPath, Root};
@@ -64,10 +64,7 @@ pub async fn outputs(plan: &Plan, scratch: &Arc<Root>, engine: &Engine) -> Deliv
     match search.await {
         Ok(searched) => {
             delivered.notes = searched.notes.into_lines();
-            searched
-                .failures
-                .into_iter()
-                .for_each(|failure| failures.push(failure));
+            failures.extend(searched.failures);
         }
         Err(error) => failures.push(Failure {
             message: format!("the search for outputs broke off: {error}"),
@@ -116,7 +113,7 @@ async fn deliver(
 #[derive(Debug, Default)]
 struct Searched {
     notes: Lines,
-    failures: Vec<Failure>,
+    failures: Failures,
 }
 
 /// Walks scratch and queues what is to be delivered, for as long as somebody listens. Blocks.
@@ -141,7 +138,7 @@ fn search(
             }
         };
         let tree = Tree::new(scratch, mounts, output.collected_at.as_deref()).hiding(hidden);
-        let notes = &mut searched.notes;
+        let (notes, failures) = (&mut searched.notes, &mut searched.failures);
         let mut queue_item = |item: Item| {
             let (path, relative, file) = match item {
                 Item::File {
@@ -157,7 +154,10 @@ fn search(
                 } => (path, relative, None),
                 Item::Directory { .. } => return ControlFlow::Continue(()),
                 Item::Refused { path, why } => {
-                    notes.push(format!("{label}: {path} {why}: not delivered"));
+                    match not_read(&format!("{label}: {path}"), &why) {
+                        Some(failure) => failures.push(failure),
+                        None => notes.push(format!("{label}: {path} {why}: not delivered")),
+                    }
                     return ControlFlow::Continue(());
                 }
             };
@@ -191,6 +191,11 @@ fn search(
                     .failures
                     .push(Failure::definite(format!("{label}: {why}")));
             }
+            Err(Missing::Unreadable(path, error)) => {
+                let what = format!("{label}: {path}");
+                let failure = not_read(&what, &Obstacle::Failed(error));
+                searched.failures.push_all(failure);
+            }
             Err(Missing::Unmatched(pattern)) => {
                 let note = format!("{label}: nothing matches {pattern}");
                 searched.notes.push(note);
@@ -198,6 +203,19 @@ fn search(
         }
     }
     searched
+}
+
+/// The failure that `why` is, at `what`: something may be there that is not delivered, and nobody
+/// meant to leave it out. `None` is a reason to leave it out.
+pub(super) fn not_read(what: &str, why: &Obstacle) -> Option<Failure> {
+    match why {
+        Obstacle::Missing | Obstacle::Refused(_) => None,
+        Obstacle::TooMany => Some(Failure::definite(format!("{what} {why}"))),
+        Obstacle::Failed(error) => Some(Failure::of_scratch(
+            &format!("{what} cannot be read"),
+            error,
+        )),
+    }
 }
 
 /// Lines for people: the first hundred, and how many there were.
@@ -227,14 +245,14 @@ impl Lines {
 
 /// Failures: the first hundred, and how many there were; never hides a definite one.
 #[derive(Debug, Default)]
-struct Failures {
+pub(super) struct Failures {
     list: Vec<Failure>,
     more: usize,
     more_definite: bool,
 }
 
 impl Failures {
-    fn push(&mut self, failure: Failure) {
+    pub(super) fn push(&mut self, failure: Failure) {
         if self.list.len() < MAX_LINES {
             self.list.push(failure);
         } else {
@@ -243,7 +261,19 @@ impl Failures {
         }
     }
 
-    fn into_list(mut self) -> Vec<Failure> {
+    pub(super) fn push_all(&mut self, failures: impl IntoIterator<Item = Failure>) {
+        for failure in failures {
+            self.push(failure);
+        }
+    }
+
+    fn extend(&mut self, other: Self) {
+        self.push_all(other.list);
+        self.more += other.more;
+        self.more_definite |= other.more_definite;
+    }
+
+    pub(super) fn into_list(mut self) -> Vec<Failure> {
         if self.more > 0 {
             self.list.push(Failure {
                 message: format!("and {} more outputs that are not delivered", self.more),

@@ -1,5 +1,6 @@
 //! What a declared output means in a tree.
 
+use std::io;
 use std::ops::ControlFlow;
 
 use super::tree::{Found, Kind, Obstacle, Place, Tree};
@@ -26,7 +27,7 @@ pub(super) enum Item {
         relative: String,
         empty: bool,
     },
-    /// Something that is left out.
+    /// Something that is left out: on purpose, or because it cannot be read.
     Refused { path: String, why: Obstacle },
 }
 
@@ -35,6 +36,8 @@ pub(super) enum Item {
 pub(super) enum Missing {
     /// It was declared without a wildcard, and is not there as declared.
     Declared(String),
+    /// Whether it is there cannot be seen, at this path.
+    Unreadable(String, io::Error),
     /// This pattern matches nothing.
     Unmatched(String),
 }
@@ -62,7 +65,10 @@ pub(super) fn find(
         Some(at) if collected => at,
         _ => &base,
     };
-    let start = tree.find(at);
+    let start = match tree.find(at) {
+        Err(Obstacle::Failed(error)) => return Err(Missing::Unreadable(base, error)),
+        start => start,
+    };
     match &output.from {
         OutputSource::File(path) => match start {
             Ok(Place {
@@ -198,7 +204,7 @@ impl Search<'_> {
                 Ok(Place {
                     kind: Kind::File, ..
                 }) if !rest.is_empty() => {}
-                Err(_) if !rest.is_empty() => {}
+                Err(Obstacle::Refused(_)) if !rest.is_empty() => {}
                 Err(why) => self.refuse(path, why)?,
                 Ok(_) if name.to_str().is_none() => {
                     let why = "has a name that is not UTF-8";

@@ -6,9 +6,12 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use super::deliver::Lines;
-use super::find::{Item, base, find};
-use super::tree::Tree;
+use serde::{Deserialize, Serialize};
+
+use super::Failure;
+use super::deliver::{Failures, Lines, not_read};
+use super::find::{Item, Missing, base, find};
+use super::tree::{Obstacle, Tree};
 use crate::plan::Plan;
 use crate::rooted::{RelPath, Root};
 
@@ -54,20 +57,48 @@ fn add_mode(container: &Root, place: &RelPath, wanted: u32) {
     }
 }
 
+/// What became of the outputs that lie outside every mount.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Collected {
+    /// Lines for the system log: what was left out on purpose. Bounded.
+    pub notes: Vec<String>,
+    /// What is there and could not be collected. Bounded.
+    pub failures: Vec<Failure>,
+}
+
+impl Collected {
+    /// Of an `error` that came before all outputs: none is collected.
+    pub fn nothing(plan: &Plan, error: &io::Error) -> Self {
+        let mut collected = Self::default();
+        if plan.outputs.iter().any(|o| o.collected_at.is_some()) {
+            let failure = Failure::of_scratch("cannot collect outputs", error);
+            collected.failures.push(failure);
+        }
+        collected
+    }
+}
+
 /// Copies declared outputs that lie outside every mount from `container`, the root of the
 /// executor's file system, to where the plan collects them in `scratch`. What an earlier
-/// executor left there is replaced. Gives lines for the system log.
-pub fn collect(plan: &Plan, container: &Arc<Root>, scratch: &Arc<Root>) -> Vec<String> {
-    let mut notes = Lines::default();
+/// executor left there is replaced.
+pub fn collect(plan: &Plan, container: &Arc<Root>, scratch: &Arc<Root>) -> Collected {
+    let (mut notes, mut failures) = (Lines::default(), Failures::default());
     for output in &plan.outputs {
         let Some(collected_at) = &output.collected_at else {
             continue;
         };
         let base = base(output);
         let tree = Tree::new(container, &plan.mounts, Some(&base));
-        // Nothing there is for the end to say: a later executor may make it.
-        let _ = find(&tree, output, false, &mut |item| {
+        let label = format!("outputs[{}]", output.index);
+        let found = find(&tree, output, false, &mut |item| {
             let (path, copied) = match item {
+                Item::Refused { path, why } => {
+                    match not_read(&format!("{label}: {path}"), &why) {
+                        Some(failure) => failures.push(failure),
+                        None => notes.push(format!("{label}: {path} is not collected: {why}")),
+                    }
+                    return ControlFlow::Continue(());
+                }
                 Item::File { place, path, .. } => {
                     let copied = target(collected_at, &base, &path)
                         .and_then(|to| copy(container, &place, scratch, &to));
@@ -78,21 +109,31 @@ pub fn collect(plan: &Plan, container: &Arc<Root>, scratch: &Arc<Root>) -> Vec<S
                         .and_then(|to| scratch.create_dir_all(&to, ANYBODY));
                     (path, made)
                 }
-                Item::Refused { path, why } => {
-                    let why = io::Error::other(why.to_string());
-                    (path, Err(why))
-                }
             };
-            if let Err(error) = copied {
-                notes.push(format!(
-                    "outputs[{}]: {path} is not collected: {error}",
-                    output.index
-                ));
+            let what = format!("{label}: {path} is not collected");
+            match copied {
+                Ok(()) => {}
+                // Something else has taken it away meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    notes.push(format!("{what}: {error}"));
+                }
+                Err(error) => failures.push(Failure::of_scratch(&what, &error)),
             }
             ControlFlow::Continue(())
         });
+        // Nothing there is for the end to say: a later executor may make it. Nor did this one
+        // make anything where it may not even look.
+        if let Err(Missing::Unreadable(path, error)) = found
+            && error.kind() != io::ErrorKind::PermissionDenied
+        {
+            let failure = not_read(&format!("{label}: {path}"), &Obstacle::Failed(error));
+            failures.push_all(failure);
+        }
     }
-    notes.into_lines()
+    Collected {
+        notes: notes.into_lines(),
+        failures: failures.into_list(),
+    }
 }
 
 /// Where in scratch the found `path` is collected.

@@ -416,12 +416,10 @@ async fn symlinks_in_a_circle_do_not_make_an_output_endless() {
     }
     stage.pattern(&format!("/w/d{}/x", "/*".repeat(60)), "/w", "mem://h/d");
     let delivered = stage.deliver().await;
-    assert_eq!(delivered.notes.len(), 1, "{:?}", delivered.notes);
-    assert!(
-        delivered.notes[0].contains("symlinks in a circle?"),
-        "{:?}",
-        delivered.notes
-    );
+    let said = messages(&delivered);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("symlinks in a circle?"), "{said:?}");
+    assert_eq!(verdict(false, &delivered), Outcome::SystemError);
     // Not even where each of very many matches is a directory to be walked.
     stage.pattern(&format!("/w/d{}", "/*".repeat(60)), "/w", "mem://h/d");
     assert_eq!(stage.deliver().await.outputs, []);
@@ -460,12 +458,13 @@ async fn what_supervisors_collect_beside_the_mounts_is_shown_at_its_own_path() {
     let root = Arc::new(Root::open(container.path(), Symlinks::InRoot).unwrap());
     // A later executor's file takes the place of an earlier one's.
     stage.put("/.tesk/c/0", "what an earlier executor left");
-    let notes = collect(&stage.plan, &root, &stage.scratch);
+    let Collected { notes, failures } = collect(&stage.plan, &root, &stage.scratch);
     assert_eq!(notes.len(), 1, "{notes:?}");
     assert!(
         notes[0].contains("/root/d/link is not collected"),
         "{notes:?}"
     );
+    assert_eq!(failures, []);
     let delivered = stage.deliver().await;
     let shown: Vec<_> = delivered
         .outputs
@@ -482,6 +481,122 @@ async fn what_supervisors_collect_beside_the_mounts_is_shown_at_its_own_path() {
     );
     assert_eq!(stage.shelf.get("/f").unwrap(), b"file");
     assert_eq!(delivered.failures, []);
+}
+
+/// Does `work` as a user who may not read what its mode forbids, which root may.
+fn as_a_common_user<T: Send>(work: impl Future<Output = T> + Send) -> T {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let work = || {
+        // Of this thread, and of those that it starts.
+        let mut sets = capabilities(None).unwrap();
+        sets.effective
+            .remove(CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH);
+        set_capabilities(None, sets).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(work)
+    };
+    std::thread::scope(|scope| scope.spawn(work).join().unwrap())
+}
+
+#[test]
+fn an_output_that_could_only_partly_be_read_is_a_failure_and_the_rest_is_delivered() {
+    let mut stage = Stage::new();
+    for name in [
+        "d/a",
+        "d/locked/x",
+        "d/z",
+        "p/locked/x",
+        "p/open/x",
+        "other",
+    ] {
+        stage.put(&format!("/w/{name}"), "");
+    }
+    let lock = |path: &str, mode| {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(stage.at(path), mode).unwrap();
+    };
+    for path in ["/w/d/locked", "/w/p/locked"] {
+        lock(path, 0);
+    }
+    let unlock = ["/w/d/locked", "/w/p/locked"].map(|path| stage.at(path));
+    stage.output(directory("/w/d"), "mem://h/d");
+    stage.pattern("/w/p/*/x", "/w/p", "mem://h/p");
+    stage.pattern("/w/d/locked/*", "", "mem://h/q");
+    stage.pattern("/w/d/locked/below/*", "", "mem://h/r");
+    stage.output(file("/w/d/locked/x"), "mem://h/x");
+    stage.output(file("/w/other"), "mem://h/other");
+    let delivered = as_a_common_user(stage.deliver());
+    for path in unlock {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    let paths: Vec<_> = delivered.outputs.iter().map(|o| o.path.as_str()).collect();
+    assert_eq!(paths, ["/w/d/a", "/w/d/z", "/w/other", "/w/p/open/x"]);
+    let denied = "cannot be read: Permission denied (os error 13)";
+    assert_eq!(
+        messages(&delivered),
+        [
+            format!("outputs[0]: /w/d/locked {denied}"),
+            format!("outputs[1]: /w/p/locked/x {denied}"),
+            format!("outputs[2]: /w/d/locked {denied}"),
+            format!("outputs[3]: /w/d/locked/below {denied}"),
+            format!("outputs[4]: /w/d/locked/x {denied}"),
+        ]
+    );
+    assert_eq!(delivered.notes, <[&str; 0]>::default());
+    assert_eq!(verdict(false, &delivered), Outcome::SystemError);
+}
+
+#[tokio::test]
+async fn more_entries_than_are_looked_at_are_a_failure() {
+    let mut stage = Stage::new();
+    std::fs::create_dir_all(stage.at("/w/d")).unwrap();
+    for n in 0..=10_000 {
+        std::fs::write(stage.at(&format!("/w/d/{n:05}")), "").unwrap();
+    }
+    stage.output(directory("/w/d"), "mem://h/d");
+    let delivered = stage.deliver().await;
+    assert_eq!(delivered.outputs.len(), 10_000);
+    let said = messages(&delivered);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(
+        said[0].starts_with("outputs[0]: /w/d/10000 comes after 10000 others"),
+        "{said:?}"
+    );
+    assert_eq!(verdict(false, &delivered), Outcome::SystemError);
+}
+
+#[test]
+fn what_is_there_and_cannot_be_collected_is_a_failure() {
+    let mut stage = Stage::new();
+    let container = tempfile::tempdir().unwrap();
+    let inside = |path: &str| container.path().join(path);
+    std::fs::create_dir_all(inside("root/d/locked")).unwrap();
+    for name in ["a", "b"] {
+        std::fs::write(inside("root/d").join(name), name).unwrap();
+    }
+    let mode = |mode| {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(inside("root/d/locked"), mode).unwrap();
+    };
+    mode(0);
+    // In the way.
+    std::fs::create_dir_all(stage.at("/.tesk/c/0/a")).unwrap();
+    stage.output(directory("/root/d"), "mem://h/d").collected_at = Some("/.tesk/c/0".into());
+    // What the command's user may not look at it has not made.
+    stage.pattern("/root/d/locked/sub/*", "", "mem://h/p");
+    stage.plan.outputs[1].collected_at = Some("/.tesk/c/1".into());
+    let root = Arc::new(Root::open(container.path(), Symlinks::InRoot).unwrap());
+    let collected = as_a_common_user(async { collect(&stage.plan, &root, &stage.scratch) });
+    mode(0o700);
+    assert_eq!(stage.read("/.tesk/c/0/b"), "b");
+    assert_eq!(collected.notes, <[&str; 0]>::default());
+    let said: Vec<_> = collected.failures.iter().map(|f| &*f.message).collect();
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[0].starts_with("outputs[0]: /root/d/a is not collected: "));
+    assert!(said[1].starts_with("outputs[0]: /root/d/locked cannot be read: "));
+    assert!(collected.failures.iter().all(|failure| !failure.retryable));
 }
 
 #[test]

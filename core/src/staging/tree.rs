@@ -47,6 +47,8 @@ pub(super) enum Obstacle {
     Missing,
     /// In words: what it is instead.
     Refused(String),
+    /// There may be something, but nobody has looked: too many entries came before it.
+    TooMany,
     Failed(io::Error),
 }
 
@@ -55,6 +57,10 @@ impl std::fmt::Display for Obstacle {
         match self {
             Self::Missing => f.write_str("does not exist"),
             Self::Refused(why) => f.write_str(why),
+            Self::TooMany => write!(
+                f,
+                "comes after {MAX_ENTRIES} others (symlinks in a circle?)"
+            ),
             Self::Failed(error) => write!(f, "cannot be read: {error}"),
         }
     }
@@ -114,7 +120,7 @@ impl Tree {
 
     /// The names in a (resolved) directory, in byte order.
     pub(super) fn names(&self, directory: &RelPath) -> Result<Vec<OsString>, Obstacle> {
-        let mut names = self.root.read_dir(directory).map_err(Obstacle::Failed)?;
+        let mut names = self.root.read_dir(directory).map_err(obstacle)?;
         names.sort_unstable();
         Ok(names)
     }
@@ -200,8 +206,7 @@ impl Tree {
     pub(super) fn visit(&self) -> Result<(), Obstacle> {
         let left = self.budget.get().checked_sub(1);
         self.budget.set(left.unwrap_or_default());
-        let why = || format!("comes after {MAX_ENTRIES} others (symlinks in a circle?)");
-        left.map(drop).ok_or_else(|| Obstacle::Refused(why()))
+        left.map(drop).ok_or(Obstacle::TooMany)
     }
 
     /// Follows `components` from the resolved directory `at`, as a process would whose root is

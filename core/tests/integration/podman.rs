@@ -29,6 +29,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_container_gets_its_environment_and_arguments_as_they_were_sent,
         streams_of_a_container_are_redirected,
         outputs_that_belong_to_the_image_are_collected,
+        what_is_in_a_container_and_cannot_be_collected_is_a_system_error,
         an_image_that_is_nowhere_is_a_system_error,
         an_image_among_the_files_of_the_machine_is_refused,
         a_canceled_container_is_gone,
@@ -156,6 +157,23 @@ async fn outputs_that_belong_to_the_image_are_collected() -> Result<()> {
     let record = running.run(&place, &task).await?;
     ended(&record, State::Complete)?;
     ensure!(place.read("root")? == "1\n" && place.read("etc/result-2")? == "2\n");
+    Ok(())
+}
+
+async fn what_is_in_a_container_and_cannot_be_collected_is_a_system_error() -> Result<()> {
+    let place = Place::new()?;
+    let running = start(&place).await?;
+    let task = json!({
+        "outputs": [{ "url": place.url("d"), "path": "/root/*", "path_prefix": "/root" }],
+        "executors": [
+            shell("mkdir -p /root/a; echo 1 > /root/a/x"),
+            // Podman puts no file in the place of a directory.
+            shell("mkdir -p /root; echo 2 > /root/a"),
+        ],
+    });
+    let record = running.run(&place, &task).await?;
+    ended(&record, State::SystemError)?;
+    ensure!(system_logs(&record).contains("outputs[0]: /root/."));
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 
+use tesk_core::plan::{OutputSource, PlannedOutput};
 use tesk_core::scheduler::compute::Outcome;
 use tesk_core::staging::report;
 
@@ -93,6 +94,34 @@ fn a_missing_output_of_a_good_executor_is_a_system_error() {
     pod.shell("true");
     pod.output("none", &pod.url("none"));
     assert_eq!(pod.run().1.outcome, Outcome::SystemError);
+}
+
+#[test]
+fn an_output_that_could_only_partly_be_collected_is_a_system_error() {
+    let mut pod = Pod::new();
+    pod.shell("true");
+    let beside = pod.at("beside");
+    std::fs::create_dir(&beside).unwrap();
+    std::fs::write(beside.join("a"), "good").unwrap();
+    std::fs::write(beside.join("b"), "never seen").unwrap();
+    let collected = pod.at("collected");
+    // In the way of one of the two.
+    std::fs::create_dir_all(collected.join("b")).unwrap();
+    let url = pod.url("d");
+    pod.plan.outputs.push(PlannedOutput {
+        index: 0,
+        url,
+        from: OutputSource::Directory(beside.to_str().unwrap().into()),
+        collected_at: Some(collected.to_str().unwrap().into()),
+    });
+    let (_, report) = pod.run();
+    assert_eq!(report.outcome, Outcome::SystemError, "{report:?}");
+    assert_eq!(pod.stored("d/a"), "good");
+    let said = format!("outputs[0]: {}/b is not collected", beside.display());
+    assert!(
+        report.notes.iter().any(|note| note.starts_with(&said)),
+        "{report:?}"
+    );
 }
 
 #[test]

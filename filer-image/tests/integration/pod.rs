@@ -220,6 +220,9 @@ impl Pod {
             .arg("--step")
             .arg(number.to_string())
             .args(["--grace", "1"]);
+        if self.plan.outputs.iter().any(|o| o.collected_at.is_some()) {
+            filer.args(["--scratch", "/"]);
+        }
         filer
     }
 

@@ -82,6 +82,23 @@ fn an_input_that_fills_the_disk_is_named() {
 }
 
 #[test]
+fn an_output_that_fills_the_disk_while_it_is_collected_is_named() {
+    if !has_sandbox() {
+        return;
+    }
+    let storage = TempDir::new().unwrap();
+    let mut task = command(&["true"]);
+    task["outputs"] =
+        json!([{ "path": "/usr/bin/*", "path_prefix": "/usr/bin", "url": storage.path() }]);
+    let (output, task) = run_on_a_small_disk(&task);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(task["state"], "SYSTEM_ERROR", "{task}");
+    let said = task["logs"][0]["system_logs"].to_string();
+    assert!(said.contains("outputs[0]: /usr/bin/"), "{said}");
+    assert!(said.contains("space"), "{said}");
+}
+
+#[test]
 fn while_the_disk_is_full_tasks_end_and_none_is_taken() {
     if !has_sandbox() {
         return;

@@ -18,6 +18,7 @@ use rustix::thread::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Answer, Request, answer, forbidden, read_request, view};
+use crate::local::attempt::ExecutorEnd;
 use crate::local::compute::directory::append;
 use crate::local::inherited;
 use crate::plan::PlannedExecutor;
@@ -61,7 +62,7 @@ fn run(request: &Request) -> Result<Option<Answer>, String> {
     view::build(request).map_err(|error| forbidden(&error))?;
     drop_privileges().map_err(|error| forbidden(&error))?;
     let Some(executor) = &request.executor else {
-        return Ok(Some(Answer::Ended(ExecutorLog::default(), Vec::new())));
+        return Ok(Some(Answer::Ended(ExecutorEnd::default())));
     };
 
     let stop = CancellationToken::new();
@@ -84,18 +85,18 @@ fn run(request: &Request) -> Result<Option<Answer>, String> {
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
     let supervised = supervise(request, executor, output, &stop, &grace);
-    let (log, mut notes) = runtime.block_on(supervised);
+    let mut end = runtime.block_on(supervised);
 
     // Symlinks count as the command saw them.
-    match Root::open("/", Symlinks::InRoot) {
+    end.collected(match Root::open("/", Symlinks::InRoot) {
         Ok(root) => {
             let (root, scratch) = (Arc::new(root), Arc::new(scratch));
-            notes.extend(staging::collect(&request.plan, &root, &scratch));
+            staging::collect(&request.plan, &root, &scratch)
         }
-        Err(error) => notes.push(format!("cannot collect outputs: {error}")),
-    }
+        Err(error) => staging::Collected::nothing(&request.plan, &error),
+    });
     drop(lock);
-    Ok(Some(Answer::Ended(log, notes)))
+    Ok(Some(Answer::Ended(end)))
 }
 
 async fn supervise(
@@ -104,7 +105,7 @@ async fn supervise(
     output: Option<File>,
     stop: &CancellationToken,
     grace: &Mutex<Duration>,
-) -> (ExecutorLog, Vec<String>) {
+) -> ExecutorEnd {
     let path = |path: &Option<String>| path.as_ref().map(PathBuf::from);
     let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
         .filter(|(name, _)| name.to_str().is_some_and(|name| PASSED_ON.contains(&name)))
@@ -141,7 +142,11 @@ async fn supervise(
                 stderr: Some(ended.stderr),
                 exit_code: ended.exit_code,
             };
-            (log, ended.note.into_iter().collect())
+            ExecutorEnd {
+                log,
+                notes: ended.note.into_iter().collect(),
+                ..ExecutorEnd::default()
+            }
         }
         () = forced => {
             let log = ExecutorLog {
@@ -150,7 +155,11 @@ async fn supervise(
                 exit_code: 128 + rustix::process::Signal::KILL.as_raw(),
                 ..ExecutorLog::default()
             };
-            (log, vec!["killed: it did not end within its grace time".to_owned()])
+            ExecutorEnd {
+                log,
+                notes: vec!["killed: it did not end within its grace time".to_owned()],
+                ..ExecutorEnd::default()
+            }
         }
     }
 }
