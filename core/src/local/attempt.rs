@@ -108,7 +108,7 @@ struct Attempt {
     status: Mutex<Status>,
 }
 
-/// Why an attempt ends before its outputs.
+/// Why an attempt ends before its last executor has.
 #[derive(Debug)]
 struct Broken {
     outcome: Outcome,
@@ -200,12 +200,17 @@ impl Attempt {
 
     async fn work(&self, stop: &CancellationToken) -> (Outcome, Vec<crate::tes::OutputFileLog>) {
         let mut failures = Vec::new();
-        let executor_failed = match self.until_outputs(stop, &mut failures).await {
-            Ok(failed) => failed,
+        let (executor_failed, broken) = match self.until_outputs(stop, &mut failures).await {
+            Ok(failed) => (failed, None),
             Err(_) if stop.is_cancelled() => return (Outcome::Canceled, Vec::new()),
             Err(broken) => {
                 self.note(broken.reason);
-                return (broken.outcome, Vec::new());
+                let started = !self.status().executors.is_empty();
+                if !started || broken.outcome == Outcome::Retry {
+                    return (broken.outcome, Vec::new());
+                }
+                // What the executors before it have made is delivered, as after a failure.
+                (false, Some(broken.outcome))
             }
         };
         if stop.is_cancelled() {
@@ -224,7 +229,8 @@ impl Attempt {
             return (Outcome::Canceled, Vec::new());
         };
         delivered.failures.extend(failures);
-        let outcome = staging::verdict(executor_failed, &delivered);
+        let verdict = staging::verdict(executor_failed, &delivered);
+        let outcome = broken.unwrap_or(verdict);
         self.change(|status| {
             status.notes.extend(delivered.notes);
             let failures = delivered.failures.into_iter();

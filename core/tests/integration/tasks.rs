@@ -21,6 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_missing_input_ends_the_task_before_any_executor,
         a_missing_output_is_a_system_error_that_names_it,
         outputs_are_delivered_after_a_failure_too,
+        outputs_are_delivered_when_a_later_executor_cannot_be_started_too,
         the_first_failure_stops_the_rest_unless_it_is_ignored,
         the_second_executor_sees_the_volume_of_the_first_and_no_other_file,
         tmp_is_private_and_empty,
@@ -150,6 +151,31 @@ async fn outputs_are_delivered_after_a_failure_too() -> Result<()> {
     ensure!(place.file("there").exists());
     ensure!(system_logs(&record).contains("/work/missing"));
     ensure!(record.logs[0].logs[0].exit_code == 7);
+    Ok(())
+}
+
+async fn outputs_are_delivered_when_a_later_executor_cannot_be_started_too() -> Result<()> {
+    let place = Place::new()?;
+    let running = place.start().await?;
+    let task = json!({
+        "outputs": [{ "url": place.url("there"), "path": "/work/there" }],
+        "volumes": ["/volume"],
+        "executors": [
+            executor("echo > /work/there; until [ -e /work/go ]; do sleep 0.02; done"),
+            executor("true"),
+        ],
+    });
+    let id = running.submit(&place, &task).await?;
+    let scratch = place.path().join(format!("data/attempts/{id}-1/scratch"));
+    eventually("the first runs", || Ok(scratch.join("work/there").exists())).await?;
+    // Without it there is no sandbox for the second.
+    fs::remove_dir(scratch.join("volume"))?;
+    fs::write(scratch.join("work/go"), "")?;
+    let record = running.end(&id).await?;
+    ended(&record, State::SystemError)?;
+    ensure!(record.logs.len() == 1 && record.logs[0].logs.len() == 1);
+    ensure!(place.file("there").exists());
+    ensure!(record.logs[0].outputs.len() == 1);
     Ok(())
 }
 
