@@ -25,6 +25,11 @@ const MEMORY_FLOOR: u64 = 64 << 20;
 const FOR_EVER: Duration = Duration::from_hours(100 * 365 * 24);
 /// The container engine's own failure.
 const ENGINE_FAILED: i32 = 125;
+/// What the engine ends with when a command was not started: its own failure, or the command is
+/// not executable or not found.
+const ENGINE_CODES: [i32; 3] = [ENGINE_FAILED, 126, 127];
+/// When a container was started that never was.
+const NEVER: &str = "0001-01-01";
 /// The longest value in a file of variables: the engines read lines of up to 64 KiB.
 const LONGEST_VALUE: usize = 32 << 10;
 /// What podman reads before the first colon as the place of an image that is not in a registry:
@@ -123,8 +128,10 @@ impl<'a> Containers<'a> {
             self.command(argv, &streams, echo.clone())
         };
         let mut ended = self.run_container(&name, command(None), stop, &grace).await;
+        let mut started = self.has_started(&name, &ended).await;
         // Docker makes a working directory that the image does not have, podman refuses.
-        if ended.stderr.starts_with("Error: workdir ")
+        if !started
+            && ended.stderr.starts_with("Error: workdir ")
             && ended.stderr.contains("does not exist on container")
         {
             self.remove(&name).await;
@@ -135,16 +142,31 @@ impl<'a> Containers<'a> {
             ended = self
                 .run_container(&name, command(Some(&workdir)), stop, &grace)
                 .await;
+            started = self.has_started(&name, &ended).await;
         }
-        let mut end = self.judge(executor, ended)?;
-        if self.collects() {
+        let mut end = self.judge(executor, ended, started);
+        if let Ok(end) = &mut end
+            && self.collects()
+        {
             end.collected(self.collect(&name).await);
         }
-        // What was ended while it started may be left behind, whatever `--rm` says.
-        if self.collects() || stop.is_cancelled() {
-            self.remove(&name).await;
+        self.remove(&name).await;
+        end
+    }
+
+    /// Whether the command of a container has run: what it prints, and its exit code, may look
+    /// like the engine's own.
+    async fn has_started(&self, name: &str, ended: &Ended) -> bool {
+        if !ENGINE_CODES.contains(&ended.exit_code) {
+            return true;
         }
-        Ok(end)
+        let inspect = ["inspect", "--type", "container", "--format"];
+        let inspect = [&inspect[..], &["{{.State.StartedAt}}", name]].concat();
+        match self.engine.output(&inspect).await {
+            Ok(started) => !started.trim().starts_with(NEVER),
+            // There is none, or the engine does not work at all.
+            Err(_) => false,
+        }
     }
 
     /// The engine's command, with the environment of this process: nothing of a task may steer
@@ -192,11 +214,13 @@ impl<'a> Containers<'a> {
     }
 
     /// What the engine's exit code says about the command.
-    fn judge(&self, executor: &PlannedExecutor, ended: Ended) -> Result<ExecutorEnd, NotStarted> {
-        let own_words = ["Error: ", "docker: ", "Error response"];
-        let failed =
-            ended.exit_code == ENGINE_FAILED && own_words.iter().any(|w| ended.stderr.contains(w));
-        if failed {
+    fn judge(
+        &self,
+        executor: &PlannedExecutor,
+        ended: Ended,
+        started: bool,
+    ) -> Result<ExecutorEnd, NotStarted> {
+        if ended.exit_code == ENGINE_FAILED && !started {
             let reason = format!(
                 "{} cannot run a container of {}: {}",
                 self.engine.kind.program(),
@@ -249,9 +273,6 @@ impl<'a> Containers<'a> {
         push(&["--label", &Engine::label(&self.order.attempt)]);
         // Its label would keep containers from the files of the data directory.
         push(&["--security-opt", "label=disable"]);
-        if !self.collects() {
-            push(&["--rm"]);
-        }
         if executor.stdin.is_some() {
             push(&["--interactive"]);
         }

@@ -26,6 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         "podman":
         a_task_runs_in_its_images,
         exit_codes_of_a_container_are_those_of_its_command,
+        a_command_that_ends_as_the_container_engine_would_runs_once,
         a_container_gets_its_environment_and_arguments_as_they_were_sent,
         streams_of_a_container_are_redirected,
         outputs_that_belong_to_the_image_are_collected,
@@ -97,6 +98,29 @@ async fn exit_codes_of_a_container_are_those_of_its_command() -> Result<()> {
         ended(&record, State::ExecutorError)?;
         let found = record.logs[0].logs[0].exit_code;
         ensure!(found == code, "{command}: {found}");
+    }
+    Ok(())
+}
+
+async fn a_command_that_ends_as_the_container_engine_would_runs_once() -> Result<()> {
+    let place = Place::new()?;
+    let running = start(&place).await?;
+    for (words, code) in [
+        ("Error: no space, and docker: Error response", 125),
+        ("Error: workdir /made does not exist on container x", 126),
+    ] {
+        let script = format!("echo ran >> /work/runs; echo '{words}' >&2; exit {code}");
+        let mut executor = shell(&script);
+        executor["workdir"] = json!("/work");
+        let task = json!({
+            "outputs": [{ "url": place.url("runs"), "path": "/work/runs" }],
+            "executors": [executor],
+        });
+        let record = running.run(&place, &task).await?;
+        ended(&record, State::ExecutorError)?;
+        ensure!(record.logs.len() == 1);
+        ensure!(record.logs[0].logs[0].exit_code == code);
+        ensure!(place.read("runs")? == "ran\n");
     }
     Ok(())
 }
