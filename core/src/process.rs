@@ -80,8 +80,7 @@ pub const ECHO_SIZE: u64 = 8 << 20;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ended {
     /// 127 not found, 126 not executable, 128 + n by signal n; 1 when nothing was started
-    /// because a file of it (standard input, working directory, redirect) is not usable, or
-    /// when it succeeded but its output could not be written to its file.
+    /// because a file of it (standard input, working directory, redirect) is not usable.
     pub exit_code: i32,
     /// The tail of its standard output; invalid UTF-8 replaced. At most `tail` bytes.
     pub stdout: String,
@@ -93,6 +92,18 @@ pub struct Ended {
     pub ended: Timestamp,
     /// A line for the system log.
     pub note: Option<String>,
+    /// Why the file of a stream does not hold all that was printed, whatever the command ended
+    /// with: it has not noticed.
+    pub unwritten: Option<Unwritten>,
+}
+
+/// Output of a command that could not be written to its file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unwritten {
+    /// Names the file.
+    pub what: String,
+    /// What kept it from being written.
+    pub kind: std::io::ErrorKind,
 }
 
 /// Runs `command` to its end. `stop` asks to end it: TERM to its whole group, KILL after
@@ -118,6 +129,7 @@ pub async fn run(command: Command, stop: CancellationToken, grace: Duration) -> 
                 started,
                 ended: Timestamp::now(),
                 note: Some(refusal.reason),
+                unwritten: None,
             }
         }
     }
@@ -198,18 +210,17 @@ async fn supervise(
         drain.cancel();
         streams.await
     };
-    let mut exit_code = exit.code(&mut notes);
+    let exit_code = exit.code(&mut notes);
+    let mut unwritten = None;
     let mut unwrap = |captured: Result<Captured, _>, name: &str| {
         let captured = captured.unwrap_or_else(|error| Captured {
             tail: String::new(),
-            problem: Some(format!("lost the {name} of the command: {error}")),
+            problem: Some(Unwritten {
+                what: format!("lost the {name} of the command: {error}"),
+                kind: std::io::ErrorKind::Other,
+            }),
         });
-        if let Some(problem) = captured.problem {
-            notes.push(problem);
-            if exit_code == 0 {
-                exit_code = Refusal::UNUSABLE_FILE;
-            }
-        }
+        unwritten = unwritten.take().or(captured.problem);
         captured.tail
     };
     let stdout = unwrap(stdout, "standard output");
@@ -221,6 +232,7 @@ async fn supervise(
         started,
         ended,
         note: (!notes.is_empty()).then(|| notes.join("; ")),
+        unwritten,
     })
 }
 

@@ -26,6 +26,7 @@ pub use self::deliver::outputs;
 pub use self::mounted::check_mounted;
 pub use self::place::{inputs, prepare};
 pub use self::supervised::{Collected, collect, release};
+use crate::process::Unwritten;
 use crate::scheduler::compute::Outcome;
 use crate::storage;
 use crate::tes::OutputFileLog;
@@ -54,6 +55,11 @@ impl Failure {
             message: format!("{what}: {error}"),
             retryable: error.is_retryable(),
         }
+    }
+
+    /// Of a command whose output is not whole in its file.
+    pub fn of_stream(unwritten: &Unwritten) -> Self {
+        Self::of_scratch(&unwritten.what, &unwritten.kind.into())
     }
 
     /// Of scratch, at `what`. A full or misused scratch is the task's own doing, and rights do

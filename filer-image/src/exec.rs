@@ -13,7 +13,7 @@ use serde::Serialize;
 use tesk_core::plan::{Plan, PlannedExecutor};
 use tesk_core::process::{self, Command, Echo};
 use tesk_core::rooted::{Root, Symlinks};
-use tesk_core::staging::{self, Collected};
+use tesk_core::staging::{self, Collected, Failure};
 use tesk_core::time::Timestamp;
 use tokio_util::sync::CancellationToken;
 
@@ -105,12 +105,20 @@ async fn supervise(options: &Options, terminated: &CancellationToken) -> anyhow:
     let killed_before = out_of_memory_kills();
     let ended = process::run(command, terminated.clone(), grace).await;
 
-    let verdict = if ended.exit_code == 0 || executor.ignore_error {
-        Verdict::Done
-    } else {
-        Verdict::Failed
+    let failed = ended.exit_code != 0 && !executor.ignore_error;
+    let unwritten = ended.unwritten.as_ref().map(Failure::of_stream);
+    let verdict = match &unwritten {
+        _ if failed => Verdict::Failed,
+        // No executor is given half a file.
+        Some(failure) if failure.retryable => Verdict::FailedForNow,
+        Some(_) => Verdict::Broken,
+        None => Verdict::Done,
     };
     let mut record = Record::new(verdict, ended.started);
+    match unwritten {
+        Some(failure) if failed => record.notes.push(failure.message),
+        unwritten => record.reason = unwritten.map(|failure| failure.message),
+    }
     record.ended = ended.ended;
     record.exit_code = Some(ended.exit_code);
     (record.stdout, record.stderr) = (ended.stdout, ended.stderr);

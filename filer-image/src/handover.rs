@@ -94,6 +94,8 @@ pub enum Verdict {
     Failed,
     /// It failed through no fault of the task: another attempt may succeed.
     FailedForNow,
+    /// It failed through no fault of its command, and no other attempt will do better.
+    Broken,
     /// It did nothing, because of a step before it or because it was told to stop.
     Skipped,
 }

@@ -251,7 +251,9 @@ impl Course {
                         (Verdict::Done, _) => continue,
                         (Verdict::FailedForNow, _) => Outcome::Retry,
                         (Verdict::Failed, Some(_)) => Outcome::ExecutorError,
-                        (Verdict::Failed | Verdict::Skipped, _) => Outcome::SystemError,
+                        (Verdict::Failed | Verdict::Skipped | Verdict::Broken, _) => {
+                            Outcome::SystemError
+                        }
                     };
                     if outcome != Outcome::ExecutorError {
                         let reason = record

@@ -122,6 +122,8 @@ pub(super) struct ExecutorEnd {
     pub(super) notes: Vec<String>,
     /// Outputs of it that could not be collected.
     pub(super) failures: Vec<staging::Failure>,
+    /// Why the file of a stream of it is not whole.
+    pub(super) unwritten: Option<staging::Failure>,
 }
 
 impl ExecutorEnd {
@@ -309,7 +311,14 @@ impl Attempt {
                 status.executors.push(ended.log);
                 status.notes.extend(ended.notes);
             });
-            if exit_code != 0 && !executor.ignore_error {
+            let failed = exit_code != 0 && !executor.ignore_error;
+            match ended.unwritten {
+                Some(failure) if failed => self.note(failure.message),
+                // No executor is given half a file.
+                Some(failure) => return Err(failure.into()),
+                None => {}
+            }
+            if failed {
                 return Ok(true);
             }
         }

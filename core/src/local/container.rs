@@ -144,6 +144,9 @@ impl<'a> Containers<'a> {
                 .await;
             started = self.has_started(&name, &ended).await;
         }
+        if let Some(unwritten) = &mut ended.unwritten {
+            streams.name(executor, &mut unwritten.what);
+        }
         let mut end = self.judge(executor, ended, started);
         if let Ok(end) = &mut end
             && self.collects()
@@ -249,6 +252,7 @@ impl<'a> Containers<'a> {
                 exit_code: ended.exit_code,
             },
             notes,
+            unwritten: ended.unwritten.as_ref().map(Failure::of_stream),
             ..ExecutorEnd::default()
         })
     }
@@ -433,6 +437,24 @@ struct Streams {
     stdin: Option<std::fs::File>,
     stdout: Option<std::fs::File>,
     stderr: Option<std::fs::File>,
+}
+
+impl Streams {
+    /// Puts the paths that the task knows in the place of those of this process.
+    fn name(&self, executor: &PlannedExecutor, line: &mut String) {
+        let streams = [
+            (&self.stdout, &executor.stdout),
+            (&self.stderr, &executor.stderr),
+        ];
+        for (file, path) in streams {
+            if let (Some(file), Some(path)) = (file, path) {
+                let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+                if let Some(start) = line.strip_suffix(&own) {
+                    *line = format!("{start}{path}");
+                }
+            }
+        }
+    }
 }
 
 /// The value of `--mount`: one line of CSV.

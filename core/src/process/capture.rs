@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
-use super::{ECHO_SIZE, Echo, show};
+use super::{ECHO_SIZE, Echo, Unwritten, show};
 
 const BUFFER: usize = 64 * 1024;
 /// The most that is still read when nobody waits for an end any more: what the largest pipe
@@ -62,7 +62,7 @@ impl Echoed {
 pub(super) struct Captured {
     pub(super) tail: String,
     /// Why its file is not whole.
-    pub(super) problem: Option<String>,
+    pub(super) problem: Option<Unwritten>,
 }
 
 impl Stream {
@@ -118,11 +118,11 @@ impl Stream {
     }
 }
 
-fn cannot_write(path: &std::path::Path, error: &std::io::Error) -> String {
-    format!(
-        "cannot write the command's output to {}: {error}",
-        show(path)
-    )
+fn cannot_write(path: &std::path::Path, error: &std::io::Error) -> Unwritten {
+    Unwritten {
+        what: format!("cannot write the command's output to {}", show(path)),
+        kind: error.kind(),
+    }
 }
 
 /// The end of a stream of bytes.

@@ -210,16 +210,18 @@ async fn one_file_for_both_streams_gets_both() {
 }
 
 #[tokio::test]
-async fn a_full_disk_fails_the_command_but_never_blocks_it() {
+async fn a_full_disk_is_told_but_never_blocks_the_command() {
     let mut command = shell("head -c 3000000 /dev/zero | tr '\\0' x; echo done >&2");
     command.stdout = Some("/dev/full".into());
     let ended = ended(command).await;
-    assert_eq!(ended.exit_code, 1);
+    assert_eq!(ended.exit_code, 0);
     assert_eq!(
         (ended.stdout.len(), ended.stderr.as_str()),
         (10 * 1024, "done\n")
     );
-    assert!(ended.note.unwrap().contains("/dev/full"));
+    let unwritten = ended.unwritten.unwrap();
+    assert!(unwritten.what.contains("/dev/full"), "{unwritten:?}");
+    assert_eq!(unwritten.kind, std::io::ErrorKind::StorageFull);
 }
 
 #[tokio::test]

@@ -67,7 +67,7 @@ pub async fn await_turn(
             Seen::Over(record) => {
                 return match record.verdict {
                     Verdict::Done => Ok(()),
-                    Verdict::Failed | Verdict::FailedForNow => {
+                    Verdict::Failed | Verdict::FailedForNow | Verdict::Broken => {
                         Err(Signal::Skip(format!("{before} failed")))
                     }
                     Verdict::Skipped => Err(Signal::Skip(match record.reason {

@@ -125,6 +125,28 @@ fn an_output_that_could_only_partly_be_collected_is_a_system_error() {
 }
 
 #[test]
+fn output_that_does_not_fit_its_file_is_a_system_error_and_no_executor_reads_half_of_it() {
+    let mut pod = Pod::new();
+    let executor = pod.shell("echo much");
+    executor.stdout = Some("/dev/full".into());
+    executor.ignore_error = true;
+    pod.shell("touch ran");
+    let (_, report) = pod.run();
+    assert_eq!(report.outcome, Outcome::SystemError, "{report:?}");
+    assert_eq!(report.executors.len(), 1);
+    assert_eq!(report.executors[0].exit_code, 0);
+    let said = |note: &String| note.contains("/dev/full: ") && note.contains("no storage space");
+    assert!(report.notes.iter().any(said), "{report:?}");
+    assert!(!exists(&pod.at("w/ran")));
+    // A failure of its own stays one.
+    let mut pod = Pod::new();
+    pod.shell("echo much; exit 3").stdout = Some("/dev/full".into());
+    let (_, report) = pod.run();
+    assert_eq!(report.outcome, Outcome::ExecutorError, "{report:?}");
+    assert!(report.notes.iter().any(said), "{report:?}");
+}
+
+#[test]
 fn a_symlink_to_a_secret_of_the_filer_is_not_delivered() {
     let mut pod = Pod::new();
     std::fs::create_dir(pod.at("secret")).unwrap();

@@ -82,6 +82,29 @@ fn an_input_that_fills_the_disk_is_named() {
 }
 
 #[test]
+fn output_that_does_not_fit_its_file_is_no_error_of_the_command_that_could_be_ignored() {
+    if !has_sandbox() {
+        return;
+    }
+    let mut task = command(&["head", "-c", "32000000", "/dev/zero"]);
+    task["executors"][0]["stdout"] = json!("/work/a");
+    task["executors"][0]["ignore_error"] = json!(true);
+    let next = command(&["wc", "-c", "/work/a"]);
+    task["executors"]
+        .as_array_mut()
+        .unwrap()
+        .push(next["executors"][0].clone());
+    let (output, task) = run_on_a_small_disk(&task);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(task["state"], "SYSTEM_ERROR", "{task}");
+    let log = &task["logs"][0];
+    assert_eq!(log["logs"].as_array().unwrap().len(), 1, "{task}");
+    assert_eq!(log["logs"][0]["exit_code"], 0, "{task}");
+    let said = log["system_logs"].to_string();
+    assert!(said.contains("/work/a") && said.contains("space"), "{said}");
+}
+
+#[test]
 fn an_output_that_fills_the_disk_while_it_is_collected_is_named() {
     if !has_sandbox() {
         return;

@@ -145,6 +145,7 @@ async fn supervise(
             ExecutorEnd {
                 log,
                 notes: ended.note.into_iter().collect(),
+                unwritten: ended.unwritten.as_ref().map(staging::Failure::of_stream),
                 ..ExecutorEnd::default()
             }
         }
