@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::glob::Pattern;
+use super::glob::{HIDDEN_DOTS, Pattern};
 use super::mounts::{self, Claims};
 use super::{
     InputSource, Mount, MountKind, OutputSource, Plan, PlanError, PlannedExecutor, PlannedInput,
@@ -241,6 +241,12 @@ impl PlannedOutput {
             (Some(path), FileType::File) => OutputSource::File(normal(&path, field)?),
             (Some(path), FileType::Directory) => OutputSource::Directory(normal(&path, field)?),
             (None, _) => {
+                if pattern.hides_dots() {
+                    return Err(PlanError {
+                        field: field(),
+                        msg: HIDDEN_DOTS.into(),
+                    });
+                }
                 normal(&pattern.directory(), field)?;
                 OutputSource::Pattern {
                     pattern: path,

@@ -11,6 +11,9 @@
 
 use std::fmt;
 
+/// What is wrong with a pattern that [hides dots](Pattern::hides_dots).
+pub(crate) const HIDDEN_DOTS: &str = "must not contain a quoted . or .. component";
+
 /// A pattern for absolute paths, by components.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pattern {
@@ -66,6 +69,13 @@ impl Pattern {
     /// are directories; where [`Component::literal`] is known, nothing need be listed.
     pub fn components(&self) -> &[Component] {
         &self.rest
+    }
+
+    /// Whether a component is `.` or `..`: in a path in its one form only quoting can hide one.
+    pub fn hides_dots(&self) -> bool {
+        let mut directory = self.directory.iter();
+        directory.any(|name| name == "." || name == "..")
+            || self.rest.iter().any(Component::is_dots)
     }
 
     /// The text before the first wildcard, quoting removed.

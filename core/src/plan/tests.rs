@@ -301,6 +301,15 @@ fn reserved_places_have_no_plan() {
 }
 
 #[test]
+fn a_pattern_whose_quoting_hides_dots_has_no_plan() {
+    for path in ["/work/\\./x/*", "/work/x/\\.\\./*", "/work/*/\\./x"] {
+        let output = json!({"path": path, "path_prefix": "/work", "url": "s3://b/d/"});
+        let error = plan(json!({"outputs": [output]})).unwrap_err().to_string();
+        assert!(error.contains("a quoted . or .. component"), "{error}");
+    }
+}
+
+#[test]
 fn quoting_is_removed_and_slashes_are_normalised() {
     let plan = plan(json!({
         "inputs": [{"path": "//in/./a\\*b/"}],

@@ -12,7 +12,7 @@ use super::read::{self, Draft, Indices};
 use super::rejection::{Faults, Place, shortened};
 use super::secrets::{self, UrlSecrets};
 use super::{Executor, FileType, Input, Output, Rejection, Resources, Task};
-use crate::plan::glob::{Component, Pattern};
+use crate::plan::glob::{HIDDEN_DOTS, Pattern};
 use crate::plan::{Plan, PlanError, paths};
 
 pub use urls::PrefixRule;
@@ -250,8 +250,9 @@ impl Check<'_> {
     }
 
     fn pattern(&mut self, pattern: &Pattern, at: Place<'_>, tree: &mut Tree) {
-        if pattern.components().iter().any(Component::is_dots) {
-            self.faults.add(at, "must not contain a .. component");
+        if pattern.hides_dots() {
+            self.faults.add(at, HIDDEN_DOTS);
+            return;
         }
         if let Some(directory) = self.path(&pattern.directory(), at) {
             if let Some(msg) = paths::reserved(&directory) {
