@@ -16,7 +16,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -71,6 +71,8 @@ pub(super) struct LocalCompute {
     settings: Arc<Settings>,
     attempts: PathBuf,
     hints: Hints,
+    /// What could not be removed, to be tried again.
+    left: Arc<Mutex<Vec<PathBuf>>>,
 }
 
 impl LocalCompute {
@@ -85,6 +87,7 @@ impl LocalCompute {
             settings: Arc::new(settings),
             attempts,
             hints: Hints::default(),
+            left: Arc::default(),
         };
         compute.remove_drafts()?;
         for attempt in compute.list()? {
@@ -116,15 +119,33 @@ impl LocalCompute {
                 drafts.push(entry.path());
             }
         }
-        let runtime = self.settings.runtime.clone();
+        self.discard_later(drafts);
+        Ok(())
+    }
+
+    fn discard_later(&self, paths: Vec<PathBuf>) {
+        let compute = self.clone();
         tokio::spawn(async move {
-            for draft in drafts {
-                if let Err(error) = remove_tree(&draft, &runtime).await {
-                    tracing::warn!(path = %draft.display(), %error, "cannot remove");
+            for path in paths {
+                if let Err(error) = compute.discard(&path).await {
+                    tracing::warn!(path = %path.display(), %error, "cannot remove");
                 }
             }
         });
-        Ok(())
+    }
+
+    /// Removes what nobody looks for any more; what cannot be removed is tried again when the
+    /// attempts are listed.
+    async fn discard(&self, path: &Path) -> io::Result<()> {
+        let removed = remove_tree(path, &self.settings.runtime).await;
+        if removed.is_err() {
+            self.left().push(path.to_owned());
+        }
+        removed
+    }
+
+    fn left(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn claim(&self, attempt: &AttemptId, plan: &Plan) -> io::Result<Option<Claim>> {
@@ -251,17 +272,19 @@ impl Compute for LocalCompute {
             return Err(ComputeError(format!("{attempt} still runs")));
         }
         // Gone for everyone at once; a crash meanwhile leaves a draft, which the next start
-        // removes.
+        // removes, and a failure one that the next sweep does.
         let gone = self
             .attempts
             .join(format!(".gone-{attempt}-{:08x}", rand::random::<u32>()));
         fs::rename(directory.path(), &gone).map_err(failed)?;
-        remove_tree(&gone, &self.settings.runtime)
-            .await
-            .map_err(failed)
+        self.discard(&gone).await.map_err(failed)
     }
 
     async fn attempts(&self) -> Result<Vec<AttemptId>, ComputeError> {
+        let left = std::mem::take(&mut *self.left());
+        if !left.is_empty() {
+            self.discard_later(left);
+        }
         self.list()
             .map_err(|error| ComputeError(format!("cannot list attempts: {error}")))
     }
@@ -392,4 +415,38 @@ fn attempt_id(name: &str) -> Option<AttemptId> {
     let number = number.parse().ok().filter(|number| *number > 0)?;
     let task: TaskId = task.parse().ok()?;
     Some(AttemptId { task, number })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_could_not_be_removed_is_tried_again_when_attempts_are_listed() {
+        let data = tempfile::tempdir().unwrap();
+        let compute = LocalCompute::open(Settings {
+            data: data.path().to_owned(),
+            launcher: Launcher {
+                program: "none".into(),
+                arguments: Vec::new(),
+            },
+            runtime: Runtime::Host,
+            tail: 0,
+        })
+        .unwrap();
+        let place = data.path().join("place");
+        let gone = place.join("gone");
+        // In the way: no directory can be looked into here.
+        fs::write(&place, "").unwrap();
+        compute.discard(&gone).await.unwrap_err();
+        compute.attempts().await.unwrap();
+        fs::remove_file(&place).unwrap();
+        fs::create_dir_all(gone.join("deep")).unwrap();
+        let begun = std::time::Instant::now();
+        while gone.exists() {
+            assert!(begun.elapsed() < Duration::from_secs(10));
+            compute.attempts().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }
