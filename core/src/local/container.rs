@@ -160,6 +160,7 @@ impl<'a> Containers<'a> {
             stdin: path(&streams.stdin),
             stdout: path(&streams.stdout),
             stderr: path(&streams.stderr),
+            magic_links: true,
             echo,
             tail: self.order.tail,
             ..Command::default()

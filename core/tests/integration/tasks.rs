@@ -28,6 +28,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         the_processes_of_the_machine_are_not_seen,
         a_command_cannot_change_the_kernel_of_the_machine_even_as_root,
         no_file_that_the_server_has_open_reaches_a_command,
+        no_name_leads_out_through_what_the_sandbox_has_open,
         exit_codes_are_those_of_a_shell,
         arguments_arrive_as_they_were_sent,
         the_environment_is_the_tasks_own,
@@ -273,6 +274,40 @@ async fn no_file_that_the_server_has_open_reaches_a_command() -> Result<()> {
     let out = record.logs[0].logs[0].stdout.clone().unwrap_or_default();
     // The last is the directory itself.
     ensure!(out == "0\n1\n2\n3\n", "{out}");
+    Ok(())
+}
+
+async fn no_name_leads_out_through_what_the_sandbox_has_open() -> Result<()> {
+    let place = Place::new()?;
+    let running = place.start().await?;
+    // Whatever number it has; what lies there must be nothing of this machine.
+    for number in 3..20 {
+        let link = format!("rm -rf /w/l; ln -s /proc/self/fd/{number} /w/l");
+        let mut inside = executor("pwd; ls -la . ..; echo x > left-behind; true");
+        inside["workdir"] = json!("/w/l");
+        let mut redirected = executor("echo out");
+        redirected["stdout"] = json!("/w/l/w/left-behind");
+        // The program itself: found in scratch it is one of the task's, seen from outside.
+        let mut program = executor("");
+        program["command"] = json!([format!("/proc/self/fd/{number}/w/program")]);
+        let make =
+            format!("{link}; printf '#!/bin/sh\\necho ran\\n' > /w/program; chmod +x /w/program");
+        for command in [inside, redirected, program] {
+            let task = json!({
+                "volumes": ["/w"],
+                "outputs": [{ "url": place.url("w"), "path": "/w", "type": "DIRECTORY" }],
+                "executors": [executor(&make), command.clone()],
+            });
+            let record = running.run(&place, &task).await?;
+            let log = record.logs[0]
+                .logs
+                .get(1)
+                .context("the second did not run")?;
+            ensure!(log.exit_code != 0, "{command}: {log:?}");
+            ensure!(log.stdout.as_deref() == Some(""), "{command}: {log:?}");
+            ensure!(!place.file("w/left-behind").exists(), "{command}");
+        }
+    }
     Ok(())
 }
 
