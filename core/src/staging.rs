@@ -23,6 +23,8 @@ use std::io;
 pub use self::deliver::outputs;
 pub use self::mounted::check_mounted;
 pub use self::place::{inputs, prepare};
+#[cfg(feature = "local")]
+pub(crate) use self::supervised::collect_copied;
 pub use self::supervised::{collect, release};
 use crate::scheduler::compute::Outcome;
 use crate::storage;

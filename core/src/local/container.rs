@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use super::attempt::{ExecutorEnd, NotStarted, say};
 use super::compute::directory::{Directory, Order, append};
 use super::runtime::{Engine, EngineKind};
-use crate::plan::{OutputSource, PlannedExecutor, glob::Pattern};
+use crate::plan::{OutputSource, PlannedExecutor, PlannedOutput, glob::Pattern};
 use crate::process::{self, Command, Echo, Ended};
 use crate::rooted::{RelPath, Root};
+use crate::staging;
 use crate::tes::ExecutorLog;
 
 /// The least memory a container is given: below it not even a shell starts.
@@ -40,6 +41,8 @@ const TRANSPORTS: [&str; 10] = [
     "sif",
     "tarball",
 ];
+/// Where in scratch the engine's command copies one output to; executors do not see it.
+const COPIED: &str = "/.tesk/copied";
 /// Killed: by a user, or by the kernel for want of memory.
 const KILLED: i32 = 137;
 
@@ -353,30 +356,62 @@ impl<'a> Containers<'a> {
     async fn collect(&self, name: &str) -> Vec<String> {
         let mut notes = Vec::new();
         for output in &self.order.plan.outputs {
-            let Some(to) = &output.collected_at else {
+            if output.collected_at.is_none() {
                 continue;
-            };
-            let target = self.scratch.path().join(to.trim_start_matches('/'));
-            let (from, target) = match &output.from {
-                OutputSource::File(path) => (path.clone(), target),
-                OutputSource::Directory(path) => (format!("{path}/."), target),
+            }
+            let (from, copied) = match &output.from {
+                OutputSource::File(path) => (path.clone(), self.copy(name, path).await),
+                OutputSource::Directory(path) => {
+                    let from = format!("{path}/.");
+                    (path.clone(), self.copy(name, &from).await)
+                }
                 OutputSource::Pattern { pattern, .. } => {
-                    (format!("{}/.", Pattern::new(pattern).directory()), target)
+                    let from = Pattern::new(pattern).directory();
+                    let copied = self.copy(name, &format!("{from}/.")).await;
+                    (from, copied)
                 }
             };
-            let target = target.to_string_lossy();
-            let copied = self
-                .engine
-                .output(&["cp", &format!("{name}:{from}"), &target])
-                .await;
-            if let Err(error) = copied {
-                notes.push(format!(
+            let brought_over = match copied {
+                Ok(()) => self.bring_over(output).await,
+                Err(error) => Err(error),
+            };
+            match brought_over {
+                Ok(more) => notes.extend(more),
+                Err(error) => notes.push(format!(
                     "outputs[{}]: {from} is not collected: {error}",
                     output.index
-                ));
+                )),
             }
         }
+        let _ = RelPath::new(COPIED).map(|copied| self.scratch.remove_all(&copied));
         notes
+    }
+
+    /// Copies `from` in a container to [`COPIED`]. The engine's command follows the symlinks that
+    /// it finds where it writes, with our rights, and it is a command of the task that made what
+    /// it copies: so nothing that was copied before may lie there.
+    async fn copy(&self, name: &str, from: &str) -> Result<(), String> {
+        let fresh = || {
+            let copied = RelPath::new(COPIED).ok_or(std::io::ErrorKind::InvalidFilename)?;
+            let directory = copied.parent().unwrap_or_default();
+            self.scratch.remove_all(&copied)?;
+            self.scratch.create_dir_all(&directory, 0o700)
+        };
+        fresh().map_err(|error: std::io::Error| error.to_string())?;
+        let target = self.scratch.path().join(COPIED.trim_start_matches('/'));
+        let (from, target) = (format!("{name}:{from}"), target.to_string_lossy());
+        let copied = self.engine.output(&["cp", &from, &target]).await;
+        copied.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Brings what was copied of an output over to where it is collected.
+    async fn bring_over(&self, output: &PlannedOutput) -> Result<Vec<String>, String> {
+        let (scratch, output) = (Arc::clone(&self.scratch), output.clone());
+        let plan = self.order.plan.clone();
+        let work = move || staging::collect_copied(&plan, &output, COPIED, &scratch);
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| error.to_string())
     }
 
     /// Removes a container, whatever it does.

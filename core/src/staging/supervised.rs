@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::deliver::Lines;
 use super::find::{Item, base, find};
 use super::tree::Tree;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedOutput};
 use crate::rooted::{RelPath, Root};
 
 const ANYBODY: u32 = 0o777;
@@ -60,39 +60,71 @@ fn add_mode(container: &Root, place: &RelPath, wanted: u32) {
 pub fn collect(plan: &Plan, container: &Arc<Root>, scratch: &Arc<Root>) -> Vec<String> {
     let mut notes = Lines::default();
     for output in &plan.outputs {
-        let Some(collected_at) = &output.collected_at else {
-            continue;
-        };
-        let base = base(output);
-        let tree = Tree::new(container, &plan.mounts, Some(&base));
-        // Nothing there is for the end to say: a later executor may make it.
-        let _ = find(&tree, output, false, &mut |item| {
-            let (path, copied) = match item {
-                Item::File { place, path, .. } => {
-                    let copied = target(collected_at, &base, &path)
-                        .and_then(|to| copy(container, &place, scratch, &to));
-                    (path, copied)
-                }
-                Item::Directory { path, .. } => {
-                    let made = target(collected_at, &base, &path)
-                        .and_then(|to| scratch.create_dir_all(&to, ANYBODY));
-                    (path, made)
-                }
-                Item::Refused { path, why } => {
-                    let why = io::Error::other(why.to_string());
-                    (path, Err(why))
-                }
-            };
-            if let Err(error) = copied {
-                notes.push(format!(
-                    "outputs[{}]: {path} is not collected: {error}",
-                    output.index
-                ));
-            }
-            ControlFlow::Continue(())
-        });
+        if let Some(collected_at) = &output.collected_at {
+            let tree = Tree::new(container, &plan.mounts, Some(&base(output)));
+            let from = (container, &tree, false);
+            collect_one(from, output, scratch, collected_at, &mut notes);
+        }
     }
     notes.into_lines()
+}
+
+/// The same for the one output `output`, when what lies at its path (for a pattern: in its
+/// directory) was copied from the container to `copied` in `scratch`. What was copied is the
+/// executor's, symlinks and all.
+#[cfg(feature = "local")]
+pub(crate) fn collect_copied(
+    plan: &Plan,
+    output: &PlannedOutput,
+    copied: &str,
+    scratch: &Arc<Root>,
+) -> Vec<String> {
+    let mut notes = Lines::default();
+    if let Some(collected_at) = &output.collected_at {
+        let tree = Tree::new(scratch, &plan.mounts, Some(copied));
+        let mut output = output.clone();
+        output.collected_at = Some(copied.to_owned());
+        let from = (scratch, &tree, true);
+        collect_one(from, &output, scratch, collected_at, &mut notes);
+    }
+    notes.into_lines()
+}
+
+/// Copies what `output` yields in a tree (in a root, and whether it is collected there).
+fn collect_one(
+    (root, tree, collected): (&Arc<Root>, &Tree, bool),
+    output: &PlannedOutput,
+    scratch: &Arc<Root>,
+    collected_at: &str,
+    notes: &mut Lines,
+) {
+    let base = base(output);
+    // Nothing there is for the end to say: a later executor may make it.
+    let _ = find(tree, output, collected, &mut |item| {
+        let (path, copied) = match item {
+            Item::File { place, path, .. } => {
+                let copied = target(collected_at, &base, &path)
+                    .and_then(|to| copy(root, &place, scratch, &to));
+                (path, copied)
+            }
+            Item::Directory { path, .. } => {
+                let made = target(collected_at, &base, &path)
+                    .and_then(|to| scratch.create_dir_all(&to, ANYBODY));
+                (path, made)
+            }
+            Item::Refused { path, why } => {
+                let why = io::Error::other(why.to_string());
+                (path, Err(why))
+            }
+        };
+        if let Err(error) = copied {
+            notes.push(format!(
+                "outputs[{}]: {path} is not collected: {error}",
+                output.index
+            ));
+        }
+        ControlFlow::Continue(())
+    });
 }
 
 /// Where in scratch the found `path` is collected.
