@@ -434,6 +434,49 @@ fn an_open_server_does_not_start_beyond_loopback() {
 }
 
 #[test]
+fn a_server_whose_own_files_tasks_could_reach_does_not_start() {
+    let place = TempDir::new().unwrap();
+    let at = |name: &str| place.path().join(name);
+    for name in ["data", "files", "open/sub"] {
+        std::fs::create_dir_all(at(name)).unwrap();
+    }
+    std::fs::write(at("open/users"), "").unwrap();
+    std::os::unix::fs::symlink(at("open"), at("link")).unwrap();
+    let serve = |data: &str, allowed: &str, users: Option<&str>| {
+        let mut command = tesk();
+        // A server that is not refused ends at this name of an address.
+        command.args(["serve", "--runtime", "host", "--listen", "192.0.2.1:9"]);
+        command.env("TESK_SERVER__ALLOW_OPEN", "true");
+        command.arg("--data").arg(at(data));
+        command.arg("--allow-path").arg(at(allowed));
+        if let Some(users) = users {
+            command.env("TESK_AUTH__USERS", at(users));
+        }
+        let output = run(&mut command);
+        assert_eq!(output.status.code(), Some(1));
+        text(&output.stderr)
+    };
+    let lies_in = |error: String| {
+        let is_clear = error.contains("the data directory") && error.contains("--data");
+        assert!(is_clear && error.contains("lies in"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    };
+    lies_in(serve("open/data/new", "open", None));
+    lies_in(serve("open", "open", None));
+    lies_in(serve("link/data", "open", None));
+    lies_in(serve("open/sub", "link", None));
+    assert!(!at("open/data").exists());
+    let error = serve("data", ".", None);
+    lies_in(error);
+    let error = serve("open", "open/sub", None);
+    assert!(error.contains("contains"), "{error}");
+    let error = serve("data", "link", Some("open/users"));
+    assert!(error.contains("the users file"), "{error}");
+    let error = serve("data", "files", Some("open/users"));
+    assert!(error.contains("cannot listen on"), "{error}");
+}
+
+#[test]
 fn a_password_in_a_url_is_in_no_log() {
     if !has_sandbox() {
         return;
