@@ -647,6 +647,68 @@ fn hostile_server(reply: impl Fn(&str) -> (u16, Value) + Send + 'static) -> Stri
 }
 
 #[test]
+fn a_password_in_the_address_of_the_server_is_sent_and_not_shown() {
+    use std::io::Write;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let heard = std::thread::spawn(move || {
+        let mut socket = BufReader::new(listener.accept().unwrap().0);
+        let mut heard = Vec::new();
+        loop {
+            let mut line = String::new();
+            socket.read_line(&mut line).unwrap();
+            if line.trim().is_empty() {
+                break;
+            }
+            heard.push(line.trim().to_owned());
+        }
+        let reply = "HTTP/1.1 500 x\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx";
+        socket.get_mut().write_all(reply.as_bytes()).unwrap();
+        heard
+    });
+    let list = |server: &str| {
+        let mut command = tesk();
+        let output = run(command
+            .args(["list", "--server", server])
+            .env_remove("TESK_TOKEN"));
+        assert_eq!(output.status.code(), Some(1));
+        assert!(output.stdout.is_empty());
+        text(&output.stderr)
+    };
+    let error = list(&format!("http://ada:hunter%32@{address}"));
+    let port = address.port().to_string();
+    assert!(
+        error.contains("HTTP 500") && error.contains(&port),
+        "{error}"
+    );
+    assert!(!error.contains("hunter"), "{error}");
+    let heard = heard.join().unwrap();
+    let credentials: Vec<_> = heard
+        .iter()
+        .filter(|line| line.to_ascii_lowercase().starts_with("authorization:"))
+        .collect();
+    // ada:hunter2
+    assert_eq!(credentials.len(), 1, "{heard:?}");
+    assert!(
+        credentials[0].ends_with("Basic YWRhOmh1bnRlcjI="),
+        "{heard:?}"
+    );
+    for server in [
+        "http://ada:hunter2@127.0.0.1:1",
+        "ftp://ada:hunter2@127.0.0.1",
+    ] {
+        let error = list(server);
+        assert!(error.contains("127.0.0.1"), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+    let help = run(tesk()
+        .args(["list", "--help"])
+        .env("TESK_SERVER", "http://ada:hunter2@h"));
+    assert!(text(&help.stdout).contains("TESK_SERVER"));
+    assert!(!text(&help.stdout).contains("hunter2"));
+}
+
+#[test]
 fn neither_a_server_nor_a_task_file_can_steer_the_terminal() {
     const EVIL: &str = "t\u{1b}]0;x\u{7}\u{9b}2J\u{202e}";
     let server = hostile_server(|request| match request.split_once(' ') {
