@@ -99,10 +99,12 @@ enum Command {
 /// Which server, and who asks.
 #[derive(Clone, Debug, Args)]
 struct Remote {
-    /// The address of the server
+    /// The address of the server; a user and password in it are used, and never shown
     #[arg(
         long,
         env = "TESK_SERVER",
+        // It may hold a password.
+        hide_env_values = true,
         default_value = "http://127.0.0.1:8080",
         value_name = "URL"
     )]

@@ -4,16 +4,18 @@
 //! - [`run`] is the whole of it, over a [`Command`], to an [`Ended`].
 //! - `child`: finds the program, starts it, waits for it, and as PID 1 for all that it leaves.
 //! - `capture`: drains its streams into tails, files and our own streams.
+//! - `open`: its working directory and the files of its streams.
 
 mod capture;
 mod child;
+mod open;
 #[cfg(test)]
 mod tests;
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::capture::{Captured, Stream};
 use self::child::{Child, Exit, Forwarded};
+use self::open::Opener;
 use crate::time::Timestamp;
 
 /// How long a command's streams are awaited once it has ended and its group is killed: only a
@@ -34,8 +37,10 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 /// What to run.
 ///
-/// Paths are opened as this process sees them, symlinks followed. A caller that lets others
-/// choose names below a directory opens the file itself and passes `/proc/self/fd/<n>`.
+/// Paths are opened as this process sees them, symlinks followed; links of the kernel's own, as
+/// in `/proc/self/fd`, are refused, for others choose the names, and such a link leads out of
+/// what they see. A caller that lets others choose names below a directory opens the file itself
+/// and passes `/proc/self/fd/<n>` with `magic_links`.
 #[derive(Clone, Debug, Default)]
 pub struct Command {
     /// The argument vector; `argv[0]` is looked up in the `PATH` of `env`.
@@ -50,6 +55,8 @@ pub struct Command {
     pub stdout: Option<PathBuf>,
     /// The same for standard error; may be the same file.
     pub stderr: Option<PathBuf>,
+    /// Whether the paths may be links of the kernel's own: for those that the caller wrote.
+    pub magic_links: bool,
     /// Where both streams are passed on to as they come.
     pub echo: Echo,
     /// Bytes kept of the end of each stream.
@@ -162,23 +169,30 @@ async fn supervise(
         let reason = "stopped before the command was started".to_owned();
         return Err(Refusal::new(128 + Signal::TERM.as_raw(), reason));
     }
-    if let Some(workdir) = &command.workdir {
-        std::fs::create_dir_all(workdir).map_err(|error| {
+    let opener = Opener {
+        magic_links: command.magic_links,
+    };
+    let open_workdir = |workdir: &PathBuf| {
+        opener.make_directory(workdir).map_err(|error| {
             let reason = format!(
-                "cannot make the working directory {}: {error}",
+                "cannot use the working directory {}: {error}",
                 show(workdir)
             );
             Refusal::new(Refusal::UNUSABLE_FILE, reason)
-        })?;
-    }
-    let stdin = command.stdin.as_deref().map(open_stdin).transpose()?;
-    let files = [
-        command.stdout.as_deref().map(open_redirect).transpose()?,
-        command.stderr.as_deref().map(open_redirect).transpose()?,
-    ];
+        })
+    };
+    let workdir = command.workdir.as_ref().map(open_workdir).transpose()?;
+    let stdin = command.stdin.as_deref();
+    let stdin = stdin.map(|path| open_stdin(opener, path)).transpose()?;
+    let redirect = |path: &Option<PathBuf>| {
+        let path = path.as_deref();
+        path.map(|path| open_redirect(opener, path)).transpose()
+    };
+    let files = [redirect(&command.stdout)?, redirect(&command.stderr)?];
     let forwarded = Forwarded::new(command.forward_signals)
         .map_err(|error| Refusal::new(Refusal::NOT_EXECUTABLE, error.to_string()))?;
-    let (mut child, [stdout, stderr]) = Child::start(&command, stdin)?;
+    let (mut child, [stdout, stderr]) = Child::start(&command, workdir.as_ref(), stdin)?;
+    drop(workdir);
 
     let [stdout_file, stderr_file] = files;
     let drain = CancellationToken::new();
@@ -292,17 +306,15 @@ async fn watch(
 }
 
 /// Opens standard input. Pipes and sockets are refused: opening one could wait for ever.
-fn open_stdin(path: &Path) -> Result<File, Refusal> {
+fn open_stdin(opener: Opener, path: &Path) -> Result<File, Refusal> {
     let refuse = |why: &dyn std::fmt::Display| {
         Refusal::new(
             Refusal::UNUSABLE_FILE,
             format!("cannot read the standard input {}: {why}", show(path)),
         )
     };
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(OFlags::NONBLOCK.bits() as i32)
-        .open(path)
+    let file = opener
+        .open(path, OFlags::RDONLY | OFlags::NONBLOCK)
         .map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => refuse(&"there is no such file"),
             _ => refuse(&error),
@@ -317,22 +329,15 @@ fn open_stdin(path: &Path) -> Result<File, Refusal> {
 
 /// Opens the file of a redirect. Both streams may name one file, by whatever names: appending
 /// keeps both.
-fn open_redirect(path: &Path) -> Result<(PathBuf, File), Refusal> {
+fn open_redirect(opener: Opener, path: &Path) -> Result<(PathBuf, File), Refusal> {
     let refuse = |why: &dyn std::fmt::Display| {
         Refusal::new(
             Refusal::UNUSABLE_FILE,
             format!("cannot write output to {}: {why}", show(path)),
         )
     };
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(|error| refuse(&error))?;
-    }
-    let file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32)
-        .open(path)
-        .map_err(|error| refuse(&error))?;
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = opener.create(path, flags).map_err(|error| refuse(&error))?;
     let metadata = file.metadata().map_err(|error| refuse(&error))?;
     if metadata.is_file() {
         file.set_len(0).map_err(|error| refuse(&error))?;

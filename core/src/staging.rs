@@ -25,6 +25,8 @@ use serde::{Deserialize, Serialize};
 pub use self::deliver::outputs;
 pub use self::mounted::check_mounted;
 pub use self::place::{inputs, prepare};
+#[cfg(feature = "local")]
+pub(crate) use self::supervised::collect_copied;
 pub use self::supervised::{Collected, collect, release};
 use crate::process::Unwritten;
 use crate::scheduler::compute::Outcome;

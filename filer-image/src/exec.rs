@@ -162,7 +162,7 @@ fn command(executor: &PlannedExecutor, tail: usize) -> Command {
         echo: Echo::Own,
         tail,
         forward_signals: true,
-        time_limit: None,
+        ..Command::default()
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
+use tesk_core::storage::StorageUrl;
 use url::Url;
 
 use super::Remote;
@@ -28,7 +29,7 @@ enum Identity {
 
 impl Client {
     pub(super) fn new(remote: &Remote) -> Result<Self, String> {
-        let base = base(&remote.server)?;
+        let (base, credentials) = base(&remote.server)?;
         super::engine::install_crypto();
         // reqwest's own choice fails where the system has no certificates.
         let tls = tesk_backends::tls::client_config(None, rustls::ALL_VERSIONS)
@@ -45,6 +46,8 @@ impl Client {
             let token = std::fs::read_to_string(path)
                 .map_err(|error| format!("cannot read the token in {}: {error}", path.display()))?;
             Identity::Token(token.trim().to_owned())
+        } else if let Some((user, password)) = credentials {
+            Identity::Password(user, password)
         } else if let Some(token) = variable("TESK_TOKEN") {
             Identity::Token(token)
         } else if let Some(user) = variable("TESK_USER") {
@@ -139,18 +142,33 @@ impl Client {
     }
 }
 
-/// The API below an address that people give: of the server, or of the API itself.
-fn base(server: &str) -> Result<Url, String> {
+/// The API below an address that people give, of the server or of the API itself; and the user
+/// and password in it, which from here on are nowhere that is shown.
+fn base(server: &str) -> Result<(Url, Option<(String, String)>), String> {
     let with_scheme = if server.contains("://") {
         server.to_owned()
     } else {
         format!("http://{server}")
     };
-    let invalid = |error| format!("--server `{server}` is not a url: {error}");
+    let invalid = |error| {
+        let shown = match server.rsplit_once('@') {
+            Some((_, host)) => format!("***@{host}"),
+            None => server.to_owned(),
+        };
+        format!("--server `{shown}` is not a url: {error}")
+    };
     let mut url = Url::parse(&with_scheme).map_err(|error| invalid(error.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(invalid("must be http or https".to_owned()));
     }
+    // Unescapes them.
+    let given: Option<StorageUrl> = url.as_str().parse().ok();
+    let credentials = given.and_then(|given| {
+        let password = given.password().unwrap_or_default().to_owned();
+        Some((given.user()?.to_owned(), password))
+    });
+    let taken_out = url.set_username("").and_then(|()| url.set_password(None));
+    taken_out.map_err(|()| invalid("has a user where none can be".to_owned()))?;
     let path = url.path().trim_end_matches('/');
     let path = if path.ends_with("/v1") {
         format!("{path}/")
@@ -159,7 +177,8 @@ fn base(server: &str) -> Result<Url, String> {
     };
     url.set_path(&path);
     url.set_query(None);
-    Ok(url)
+    url.set_fragment(None);
+    Ok((url, credentials))
 }
 
 /// The path of a task. An id is one segment, whatever somebody typed.
@@ -190,10 +209,36 @@ mod tests {
             ("https://h/ga4gh/tes/v1", "https://h/ga4gh/tes/v1/"),
             ("https://h/v1/?x=1", "https://h/v1/"),
         ] {
-            assert_eq!(base(server).unwrap().as_str(), expected);
+            let (url, credentials) = base(server).unwrap();
+            assert_eq!((url.as_str(), credentials), (expected, None));
         }
         assert!(base("ftp://h").is_err());
         assert!(base("http://").is_err());
+    }
+
+    #[test]
+    fn a_user_and_a_password_are_taken_out_of_the_address() {
+        for (server, user, password) in [
+            ("http://ada:hunter2@h:1", "ada", "hunter2"),
+            ("ada:hunter2@h:1/v1/../", "ada", "hunter2"),
+            ("http://ada:p%40s%2Fs@h:1", "ada", "p@s/s"),
+            ("http://ada:p@s@h:1", "ada", "p@s"),
+            ("http://ada@h:1", "ada", ""),
+            ("http://:hunter2@h:1", "", "hunter2"),
+        ] {
+            let (url, credentials) = base(server).unwrap();
+            assert_eq!(url.as_str(), "http://h:1/ga4gh/tes/v1/");
+            assert_eq!(credentials, Some((user.to_owned(), password.to_owned())));
+        }
+        for server in [
+            "ftp://ada:hunter2@h",
+            "http://ada:hunter2@h:port",
+            "ada:hunter2/@:1",
+        ] {
+            let error = base(server).unwrap_err();
+            assert!(error.contains("is not a url"), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
     }
 
     #[test]

@@ -95,6 +95,67 @@ pub(super) fn allow_all_files(config: &mut Config) -> Result<(), String> {
     Ok(())
 }
 
+/// Refuses a server whose own files tasks could reach through a storage of this machine: the
+/// database holds what belongs to others, and the users file says who they are.
+///
+/// `tesk run` has one user, whose files they are anyhow; and on a cluster the directories of
+/// storages are those of pods.
+pub(super) fn refuse_own_files(config: &Config) -> Result<(), String> {
+    if config.server.engine != EngineChoice::Local {
+        return Ok(());
+    }
+    let data = real(&config.server.data)?;
+    let users = config.auth.users.as_deref().map(real).transpose()?;
+    for entry in config.storage.iter().filter(|entry| entry.kind == "pvc") {
+        let path = entry.options.get("path").and_then(|path| path.as_str());
+        let path = path.map(PathBuf::from).or_else(|| {
+            let url = entry.prefixes().first()?.parse::<StorageUrl>().ok()?;
+            Some(Path::new("/").join(url.file_path()?.as_path()))
+        });
+        let Some(path) = path else { continue };
+        let path = real(&path)?;
+        let (shown, open) = (data.display(), path.display());
+        let open = format!("{open}, which tasks can read (--allow-path, or a storage)");
+        let elsewhere = "another directory with --data or server.data";
+        if data.starts_with(&path) {
+            return Err(format!(
+                "the data directory {shown} lies in {open}: name {elsewhere}"
+            ));
+        }
+        if path.starts_with(&data) {
+            return Err(format!(
+                "the data directory {shown} contains {open}: name {elsewhere}"
+            ));
+        }
+        if let Some(users) = users.as_ref().filter(|users| users.starts_with(&path)) {
+            let users = users.display();
+            return Err(format!(
+                "the users file {users} lies in {open}: move it, and name its place in auth.users"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A path without symlinks; what is not there yet is taken as it is written.
+fn real(path: &Path) -> Result<PathBuf, String> {
+    let failed = |error: std::io::Error| format!("cannot find {}: {error}", path.display());
+    let path = std::path::absolute(path).map_err(failed)?;
+    for there in path.ancestors() {
+        match there.canonicalize() {
+            Ok(real) => {
+                let rest = path.strip_prefix(there).unwrap_or(Path::new(""));
+                // With nothing to join there would be a slash at the end.
+                let is_all = rest.as_os_str().is_empty();
+                return Ok(if is_all { real } else { real.join(rest) });
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(path)
+}
+
 /// What validation needs to know of the storages and limits.
 pub(super) fn rules(config: &Config) -> Result<Rules, String> {
     let prefixes = registry(&config.storage)?.prefixes().into_iter();

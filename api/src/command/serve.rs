@@ -59,6 +59,7 @@ impl Serve {
             config.allow(engine::directory_entries(path)?);
         }
         config.refuse_open_to_others()?;
+        engine::refuse_own_files(&config)?;
         start_log(&config.server)?;
         engine::install_crypto();
         raise_file_limit();

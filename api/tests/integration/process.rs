@@ -434,6 +434,49 @@ fn an_open_server_does_not_start_beyond_loopback() {
 }
 
 #[test]
+fn a_server_whose_own_files_tasks_could_reach_does_not_start() {
+    let place = TempDir::new().unwrap();
+    let at = |name: &str| place.path().join(name);
+    for name in ["data", "files", "open/sub"] {
+        std::fs::create_dir_all(at(name)).unwrap();
+    }
+    std::fs::write(at("open/users"), "").unwrap();
+    std::os::unix::fs::symlink(at("open"), at("link")).unwrap();
+    let serve = |data: &str, allowed: &str, users: Option<&str>| {
+        let mut command = tesk();
+        // A server that is not refused ends at this name of an address.
+        command.args(["serve", "--runtime", "host", "--listen", "192.0.2.1:9"]);
+        command.env("TESK_SERVER__ALLOW_OPEN", "true");
+        command.arg("--data").arg(at(data));
+        command.arg("--allow-path").arg(at(allowed));
+        if let Some(users) = users {
+            command.env("TESK_AUTH__USERS", at(users));
+        }
+        let output = run(&mut command);
+        assert_eq!(output.status.code(), Some(1));
+        text(&output.stderr)
+    };
+    let lies_in = |error: String| {
+        let is_clear = error.contains("the data directory") && error.contains("--data");
+        assert!(is_clear && error.contains("lies in"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    };
+    lies_in(serve("open/data/new", "open", None));
+    lies_in(serve("open", "open", None));
+    lies_in(serve("link/data", "open", None));
+    lies_in(serve("open/sub", "link", None));
+    assert!(!at("open/data").exists());
+    let error = serve("data", ".", None);
+    lies_in(error);
+    let error = serve("open", "open/sub", None);
+    assert!(error.contains("contains"), "{error}");
+    let error = serve("data", "link", Some("open/users"));
+    assert!(error.contains("the users file"), "{error}");
+    let error = serve("data", "files", Some("open/users"));
+    assert!(error.contains("cannot listen on"), "{error}");
+}
+
+#[test]
 fn a_password_in_a_url_is_in_no_log() {
     if !has_sandbox() {
         return;
@@ -601,6 +644,68 @@ fn hostile_server(reply: impl Fn(&str) -> (u16, Value) + Send + 'static) -> Stri
         }
     });
     address
+}
+
+#[test]
+fn a_password_in_the_address_of_the_server_is_sent_and_not_shown() {
+    use std::io::Write;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let heard = std::thread::spawn(move || {
+        let mut socket = BufReader::new(listener.accept().unwrap().0);
+        let mut heard = Vec::new();
+        loop {
+            let mut line = String::new();
+            socket.read_line(&mut line).unwrap();
+            if line.trim().is_empty() {
+                break;
+            }
+            heard.push(line.trim().to_owned());
+        }
+        let reply = "HTTP/1.1 500 x\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx";
+        socket.get_mut().write_all(reply.as_bytes()).unwrap();
+        heard
+    });
+    let list = |server: &str| {
+        let mut command = tesk();
+        let output = run(command
+            .args(["list", "--server", server])
+            .env_remove("TESK_TOKEN"));
+        assert_eq!(output.status.code(), Some(1));
+        assert!(output.stdout.is_empty());
+        text(&output.stderr)
+    };
+    let error = list(&format!("http://ada:hunter%32@{address}"));
+    let port = address.port().to_string();
+    assert!(
+        error.contains("HTTP 500") && error.contains(&port),
+        "{error}"
+    );
+    assert!(!error.contains("hunter"), "{error}");
+    let heard = heard.join().unwrap();
+    let credentials: Vec<_> = heard
+        .iter()
+        .filter(|line| line.to_ascii_lowercase().starts_with("authorization:"))
+        .collect();
+    // ada:hunter2
+    assert_eq!(credentials.len(), 1, "{heard:?}");
+    assert!(
+        credentials[0].ends_with("Basic YWRhOmh1bnRlcjI="),
+        "{heard:?}"
+    );
+    for server in [
+        "http://ada:hunter2@127.0.0.1:1",
+        "ftp://ada:hunter2@127.0.0.1",
+    ] {
+        let error = list(server);
+        assert!(error.contains("127.0.0.1"), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+    let help = run(tesk()
+        .args(["list", "--help"])
+        .env("TESK_SERVER", "http://ada:hunter2@h"));
+    assert!(text(&help.stdout).contains("TESK_SERVER"));
+    assert!(!text(&help.stdout).contains("hunter2"));
 }
 
 #[test]

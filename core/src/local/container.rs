@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use super::attempt::{ExecutorEnd, NotStarted, say};
 use super::compute::directory::{Directory, Order, append};
 use super::runtime::{Engine, EngineKind};
-use crate::plan::{OutputSource, PlannedExecutor, glob::Pattern};
+use crate::plan::{OutputSource, PlannedExecutor, PlannedOutput, glob::Pattern};
 use crate::process::{self, Command, Echo, Ended};
 use crate::rooted::{RelPath, Root};
-use crate::staging::{Collected, Failure};
+use crate::staging::{self, Collected, Failure};
 use crate::tes::ExecutorLog;
 
 /// The least memory a container is given: below it not even a shell starts.
@@ -46,6 +46,8 @@ const TRANSPORTS: [&str; 10] = [
     "sif",
     "tarball",
 ];
+/// Where in scratch the engine's command copies one output to; executors do not see it.
+const COPIED: &str = "/.tesk/copied";
 /// Killed: by a user, or by the kernel for want of memory.
 const KILLED: i32 = 137;
 
@@ -186,6 +188,7 @@ impl<'a> Containers<'a> {
             stdin: path(&streams.stdin),
             stdout: path(&streams.stdout),
             stderr: path(&streams.stderr),
+            magic_links: true,
             echo,
             tail: self.order.tail,
             ..Command::default()
@@ -379,38 +382,68 @@ impl<'a> Containers<'a> {
     async fn collect(&self, name: &str) -> Collected {
         let mut collected = Collected::default();
         for output in &self.order.plan.outputs {
-            let Some(to) = &output.collected_at else {
+            if output.collected_at.is_none() {
                 continue;
-            };
-            let target = self.scratch.path().join(to.trim_start_matches('/'));
-            let (from, target) = match &output.from {
-                OutputSource::File(path) => (path.clone(), target),
-                OutputSource::Directory(path) => (format!("{path}/."), target),
+            }
+            let (from, copied) = match &output.from {
+                OutputSource::File(path) => (path.clone(), self.copy(name, path).await),
+                OutputSource::Directory(path) => {
+                    let from = format!("{path}/.");
+                    (path.clone(), self.copy(name, &from).await)
+                }
                 OutputSource::Pattern { pattern, .. } => {
-                    (format!("{}/.", Pattern::new(pattern).directory()), target)
+                    let from = Pattern::new(pattern).directory();
+                    let copied = self.copy(name, &format!("{from}/.")).await;
+                    (from, copied)
                 }
             };
-            let target = target.to_string_lossy();
-            let copied = self
-                .engine
-                .output(&["cp", &format!("{name}:{from}"), &target])
-                .await;
-            if let Err(error) = copied {
-                let line = format!(
+            let failed = |error: String| {
+                let message = format!(
                     "outputs[{}]: {from} is not collected: {error}",
                     output.index
                 );
+                let retryable = !is_full(&message);
+                Failure { message, retryable }
+            };
+            match copied {
+                Ok(()) => match self.bring_over(output).await {
+                    Ok(more) => collected.extend(more),
+                    Err(error) => collected.failures.push(failed(error)),
+                },
                 // A later executor may make it.
-                if is_missing(&error.to_string()) {
-                    collected.notes.push(line);
-                } else {
-                    let message = line;
-                    let retryable = !is_full(&message);
-                    collected.failures.push(Failure { message, retryable });
-                }
+                Err(error) if is_missing(&error) => collected.notes.push(failed(error).message),
+                Err(error) => collected.failures.push(failed(error)),
             }
         }
+        let _ = RelPath::new(COPIED).map(|copied| self.scratch.remove_all(&copied));
         collected
+    }
+
+    /// Copies `from` in a container to [`COPIED`]. The engine's command follows the symlinks that
+    /// it finds where it writes, with our rights, and it is a command of the task that made what
+    /// it copies: so nothing that was copied before may lie there.
+    async fn copy(&self, name: &str, from: &str) -> Result<(), String> {
+        let fresh = || {
+            let copied = RelPath::new(COPIED).ok_or(std::io::ErrorKind::InvalidFilename)?;
+            let directory = copied.parent().unwrap_or_default();
+            self.scratch.remove_all(&copied)?;
+            self.scratch.create_dir_all(&directory, 0o700)
+        };
+        fresh().map_err(|error: std::io::Error| error.to_string())?;
+        let target = self.scratch.path().join(COPIED.trim_start_matches('/'));
+        let (from, target) = (format!("{name}:{from}"), target.to_string_lossy());
+        let copied = self.engine.output(&["cp", &from, &target]).await;
+        copied.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Brings what was copied of an output over to where it is collected.
+    async fn bring_over(&self, output: &PlannedOutput) -> Result<Collected, String> {
+        let (scratch, output) = (Arc::clone(&self.scratch), output.clone());
+        let plan = self.order.plan.clone();
+        let work = move || staging::collect_copied(&plan, &output, COPIED, &scratch);
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| error.to_string())
     }
 
     /// Removes a container, whatever it does.

@@ -15,6 +15,7 @@
 //! enforced, and the network is the machine's.
 
 mod init;
+mod parked;
 mod view;
 
 use std::io::{Read as _, Write as _};

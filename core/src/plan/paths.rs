@@ -85,6 +85,15 @@ pub fn reserved(path: &str) -> Option<String> {
     ))
 }
 
+/// Why an executor cannot work or have its streams at the normal path `path`, if it cannot. Some
+/// want `/dev/null`.
+pub fn reserved_for_executors(path: &str) -> Option<String> {
+    if is_within(path, "/dev") {
+        return None;
+    }
+    reserved(path)
+}
+
 /// Whether the directory at the normal path `path` belongs to the image.
 pub fn owned_by_image(path: &str) -> bool {
     path == "/"

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -59,9 +60,11 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// Starts `command`; gives its standard output and standard error.
+    /// Starts `command` in the open directory `workdir`; gives its standard output and standard
+    /// error.
     pub(super) fn start(
         command: &Command,
+        workdir: Option<&OwnedFd>,
         stdin: Option<File>,
     ) -> Result<(Self, [pipe::Receiver; 2]), Refusal> {
         let Some(name) = command.argv.first() else {
@@ -70,7 +73,10 @@ impl Child {
                 "the command is empty".to_owned(),
             ));
         };
-        let program = find(name, command)?;
+        // What was opened, whatever lies at its name now. The child has it too, until it becomes
+        // the program.
+        let workdir = workdir.map(|fd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())));
+        let program = find(name, command, workdir.as_deref())?;
         let infrastructure = |error: io::Error| {
             Refusal::new(
                 Refusal::NOT_EXECUTABLE,
@@ -95,7 +101,7 @@ impl Child {
             .stdout(its_stdout)
             .stderr(its_stderr)
             .process_group(0);
-        if let Some(workdir) = &command.workdir {
+        if let Some(workdir) = &workdir {
             start.current_dir(workdir);
         }
         let mut children = children();
@@ -182,8 +188,8 @@ fn finish(pid: Pid) -> Option<Exit> {
 
 /// The file that `name` means: itself if it has a slash, else the first that can be executed in
 /// the directories of the command's `PATH`.
-fn find(name: &str, command: &Command) -> Result<PathBuf, Refusal> {
-    let workdir = command.workdir.as_deref().unwrap_or(Path::new(""));
+fn find(name: &str, command: &Command, workdir: Option<&Path>) -> Result<PathBuf, Refusal> {
+    let workdir = workdir.unwrap_or(Path::new(""));
     if name.contains('/') {
         return match check(&workdir.join(name)) {
             Check::Executable => Ok(PathBuf::from(name)),

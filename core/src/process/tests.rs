@@ -1,3 +1,5 @@
+use std::fs::OpenOptions;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Instant;
@@ -130,6 +132,37 @@ async fn a_missing_working_directory_is_made_with_its_parents() {
         ended(command).await.stdout,
         format!("{}\n", workdir.display())
     );
+}
+
+#[tokio::test]
+async fn a_link_of_the_kernels_own_leads_nowhere() {
+    let (inside, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(outside.path().join("secret"), "secret").unwrap();
+    let open = File::open(outside.path()).unwrap();
+    let fd = format!("/proc/self/fd/{}", open.as_raw_fd());
+    let link = inside.path().join("link");
+    std::os::unix::fs::symlink(&fd, &link).unwrap();
+    for way in [PathBuf::from(fd), link] {
+        let change: [fn(&mut Command, &Path); 5] = [
+            |command, way| command.workdir = Some(way.to_owned()),
+            |command, way| command.workdir = Some(way.join("new/deep")),
+            |command, way| command.stdin = Some(way.join("secret")),
+            |command, way| command.stdout = Some(way.join("out")),
+            |command, way| command.stderr = Some(way.join("new/err")),
+        ];
+        for (index, change) in change.into_iter().enumerate() {
+            let mut command = command(&["cat", "secret"]);
+            change(&mut command, &way);
+            let ended = ended(command.clone()).await;
+            assert_eq!((ended.exit_code, ended.stdout.as_str()), (1, ""), "{index}");
+            assert!(ended.stderr.starts_with("tesk: cannot "), "{index}");
+            assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1);
+        }
+    }
+    let mut trusting = command(&["cat", "secret"]);
+    trusting.workdir = Some(inside.path().join("link"));
+    trusting.magic_links = true;
+    assert_eq!(ended(trusting).await.stdout, "secret");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use super::Failure;
 use super::deliver::{Failures, Lines, not_read};
 use super::find::{Item, Missing, base, find};
 use super::tree::{Obstacle, Tree};
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedOutput};
 use crate::rooted::{RelPath, Root};
 
 const ANYBODY: u32 = 0o777;
@@ -76,32 +76,80 @@ impl Collected {
         }
         collected
     }
+
+    /// Takes in what became of another output.
+    #[cfg(feature = "local")]
+    pub(crate) fn extend(&mut self, more: Self) {
+        self.notes.extend(more.notes);
+        self.failures.extend(more.failures);
+    }
 }
 
 /// Copies declared outputs that lie outside every mount from `container`, the root of the
 /// executor's file system, to where the plan collects them in `scratch`. What an earlier
 /// executor left there is replaced.
 pub fn collect(plan: &Plan, container: &Arc<Root>, scratch: &Arc<Root>) -> Collected {
-    let (mut notes, mut failures) = (Lines::default(), Failures::default());
+    let mut collecting = Collecting::default();
     for output in &plan.outputs {
-        let Some(collected_at) = &output.collected_at else {
-            continue;
-        };
+        if let Some(collected_at) = &output.collected_at {
+            let tree = Tree::new(container, &plan.mounts, Some(&base(output)));
+            collecting.one((container, &tree, false), output, scratch, collected_at);
+        }
+    }
+    collecting.end()
+}
+
+/// The same for the one output `output`, when what lies at its path (for a pattern: in its
+/// directory) was copied from the container to `copied` in `scratch`. What was copied is the
+/// executor's, symlinks and all.
+#[cfg(feature = "local")]
+pub(crate) fn collect_copied(
+    plan: &Plan,
+    output: &PlannedOutput,
+    copied: &str,
+    scratch: &Arc<Root>,
+) -> Collected {
+    let mut collecting = Collecting::default();
+    if let Some(collected_at) = &output.collected_at {
+        let tree = Tree::new(scratch, &plan.mounts, Some(copied));
+        let mut output = output.clone();
+        output.collected_at = Some(copied.to_owned());
+        collecting.one((scratch, &tree, true), &output, scratch, collected_at);
+    }
+    collecting.end()
+}
+
+#[derive(Default)]
+struct Collecting {
+    notes: Lines,
+    failures: Failures,
+}
+
+impl Collecting {
+    /// Copies what `output` yields in a tree (in a root, and whether it is collected there).
+    fn one(
+        &mut self,
+        (root, tree, collected): (&Arc<Root>, &Tree, bool),
+        output: &PlannedOutput,
+        scratch: &Arc<Root>,
+        collected_at: &str,
+    ) {
         let base = base(output);
-        let tree = Tree::new(container, &plan.mounts, Some(&base));
         let label = format!("outputs[{}]", output.index);
-        let found = find(&tree, output, false, &mut |item| {
+        let found = find(tree, output, collected, &mut |item| {
             let (path, copied) = match item {
                 Item::Refused { path, why } => {
-                    match not_read(&format!("{label}: {path}"), &why) {
-                        Some(failure) => failures.push(failure),
-                        None => notes.push(format!("{label}: {path} is not collected: {why}")),
+                    let failure = not_read(&format!("{label}: {path}"), &why);
+                    if failure.is_none() {
+                        let note = format!("{label}: {path} is not collected: {why}");
+                        self.notes.push(note);
                     }
+                    self.failures.push_all(failure);
                     return ControlFlow::Continue(());
                 }
                 Item::File { place, path, .. } => {
                     let copied = target(collected_at, &base, &path)
-                        .and_then(|to| copy(container, &place, scratch, &to));
+                        .and_then(|to| copy(root, &place, scratch, &to));
                     (path, copied)
                 }
                 Item::Directory { path, .. } => {
@@ -115,9 +163,9 @@ pub fn collect(plan: &Plan, container: &Arc<Root>, scratch: &Arc<Root>) -> Colle
                 Ok(()) => {}
                 // Something else has taken it away meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    notes.push(format!("{what}: {error}"));
+                    self.notes.push(format!("{what}: {error}"));
                 }
-                Err(error) => failures.push(Failure::of_scratch(&what, &error)),
+                Err(error) => self.failures.push(Failure::of_scratch(&what, &error)),
             }
             ControlFlow::Continue(())
         });
@@ -127,12 +175,15 @@ pub fn collect(plan: &Plan, container: &Arc<Root>, scratch: &Arc<Root>) -> Colle
             && error.kind() != io::ErrorKind::PermissionDenied
         {
             let failure = not_read(&format!("{label}: {path}"), &Obstacle::Failed(error));
-            failures.push_all(failure);
+            self.failures.push_all(failure);
         }
     }
-    Collected {
-        notes: notes.into_lines(),
-        failures: failures.into_list(),
+
+    fn end(self) -> Collected {
+        Collected {
+            notes: self.notes.into_lines(),
+            failures: self.failures.into_list(),
+        }
     }
 }
 

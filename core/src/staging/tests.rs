@@ -599,6 +599,50 @@ fn what_is_there_and_cannot_be_collected_is_a_failure() {
     assert!(collected.failures.iter().all(|failure| !failure.retryable));
 }
 
+#[cfg(feature = "local")]
+#[tokio::test]
+async fn what_was_copied_of_a_container_is_brought_over_link_by_link_and_changes_nothing_outside() {
+    let mut stage = Stage::new();
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("file"), "mine").unwrap();
+    stage.put("/w/made", "in a mount");
+    stage.output(file("/opt/out"), "mem://h/f").collected_at = Some("/.tesk/c/0".into());
+    stage.output(directory("/opt/d"), "mem://h/d").collected_at = Some("/.tesk/c/1".into());
+    let collect = |stage: &Stage, index: usize| {
+        let output = &stage.plan.outputs[index];
+        let collected = collect_copied(&stage.plan, output, "/.tesk/copied", &stage.scratch);
+        assert_eq!(collected.failures, []);
+        collected.notes
+    };
+    std::fs::create_dir_all(stage.at("/.tesk")).unwrap();
+    // What it leads to is not there for the task.
+    symlink(outside.path().join("file"), stage.at("/.tesk/copied")).unwrap();
+    assert_eq!(collect(&stage, 0), [""; 0]);
+    assert!(!stage.at("/.tesk/c/0").exists());
+    std::fs::remove_file(stage.at("/.tesk/copied")).unwrap();
+    stage.put("/.tesk/copied", "of the second executor");
+    assert_eq!(collect(&stage, 0), [""; 0]);
+    std::fs::remove_file(stage.at("/.tesk/copied")).unwrap();
+    stage.put("/.tesk/c/1/earlier", "of the first executor");
+    stage.put("/.tesk/copied/sub/x", "deep");
+    symlink(outside.path(), stage.at("/.tesk/copied/away")).unwrap();
+    symlink("/w/made", stage.at("/.tesk/copied/link")).unwrap();
+    let notes = collect(&stage, 1);
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert!(
+        notes[0].contains("/opt/d/away is not collected"),
+        "{notes:?}"
+    );
+    std::fs::remove_dir_all(stage.at("/.tesk/copied")).unwrap();
+    let delivered = stage.deliver().await;
+    let shown: Vec<_> = delivered.outputs.iter().map(|o| &*o.path).collect();
+    let expected = ["/opt/d/earlier", "/opt/d/link", "/opt/d/sub/x", "/opt/out"];
+    assert_eq!(shown, expected);
+    assert_eq!(stage.shelf.get("/f").unwrap(), b"of the second executor");
+    assert_eq!(stage.shelf.get("/d/link").unwrap(), b"in a mount");
+    assert_eq!(std::fs::read(outside.path().join("file")).unwrap(), b"mine");
+}
+
 #[test]
 fn what_a_command_keeps_to_itself_is_opened_for_the_one_who_delivers_it() {
     let mut stage = Stage::new();

@@ -159,6 +159,7 @@ impl Check<'_> {
         if let Some(workdir) = &executor.workdir {
             let at = at.member("workdir");
             if let Some(path) = self.path(workdir, at) {
+                self.of_executor(&path, at);
                 tree.directory(path, at);
             }
         }
@@ -170,6 +171,7 @@ impl Check<'_> {
             if let Some(stream) = stream {
                 let at = at.member(name);
                 if let Some(path) = self.path_below_root(stream, at) {
+                    self.of_executor(&path, at);
                     tree.directory(paths::parent(&path).to_owned(), at);
                 }
             }
@@ -374,6 +376,13 @@ impl Check<'_> {
             return None;
         }
         Some(path)
+    }
+
+    /// Refuses a working directory or stream in what the kernel or the engine has for itself.
+    fn of_executor(&mut self, path: &str, at: Place<'_>) {
+        if let Some(msg) = paths::reserved_for_executors(path) {
+            self.faults.add(at, msg);
+        }
     }
 }
 

@@ -31,6 +31,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         streams_of_a_container_are_redirected,
         outputs_that_belong_to_the_image_are_collected,
         what_is_in_a_container_and_cannot_be_collected_is_a_system_error,
+        a_link_that_an_executor_leaves_leads_no_copy_out_of_scratch,
         an_image_that_is_nowhere_is_a_system_error,
         an_image_among_the_files_of_the_machine_is_refused,
         a_canceled_container_is_gone,
@@ -191,13 +192,45 @@ async fn what_is_in_a_container_and_cannot_be_collected_is_a_system_error() -> R
         "outputs": [{ "url": place.url("d"), "path": "/root/*", "path_prefix": "/root" }],
         "executors": [
             shell("mkdir -p /root/a; echo 1 > /root/a/x"),
-            // Podman puts no file in the place of a directory.
+            // No file is put in the place of a directory.
             shell("mkdir -p /root; echo 2 > /root/a"),
         ],
     });
     let record = running.run(&place, &task).await?;
     ended(&record, State::SystemError)?;
-    ensure!(system_logs(&record).contains("outputs[0]: /root/."));
+    ensure!(system_logs(&record).contains("outputs[0]: /root/a is not collected"));
+    Ok(())
+}
+
+async fn a_link_that_an_executor_leaves_leads_no_copy_out_of_scratch() -> Result<()> {
+    let place = Place::new()?;
+    let running = start(&place).await?;
+    // Of the machine, and of the same user.
+    let outside = tempfile::tempdir()?;
+    let (file, folder) = (outside.path().join("file"), outside.path().join("folder"));
+    std::fs::write(&file, "mine")?;
+    std::fs::create_dir(&folder)?;
+    let links = format!(
+        "mkdir -p /opt/d/1 && echo 1 > /opt/d/1/x && ln -s {} /opt/out && ln -s {} /opt/d/sub",
+        file.display(),
+        folder.display()
+    );
+    let task = json!({
+        "outputs": [
+            { "url": place.url("out"), "path": "/opt/out" },
+            { "url": place.url("d"), "path": "/opt/d/*/x", "path_prefix": "/opt/d" },
+        ],
+        "executors": [
+            shell(&links),
+            shell("mkdir -p /opt/d/sub && echo 2 > /opt/out && echo 3 > /opt/d/sub/x"),
+        ],
+    });
+    let record = running.run(&place, &task).await?;
+    ensure!(std::fs::read_to_string(&file)? == "mine");
+    ensure!(std::fs::read_dir(&folder)?.count() == 0);
+    ended(&record, State::Complete)?;
+    ensure!(place.read("out")? == "2\n" && place.read("d/sub/x")? == "3\n");
+    ensure!(place.read("d/1/x")? == "1\n");
     Ok(())
 }
 

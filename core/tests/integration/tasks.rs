@@ -26,9 +26,12 @@ pub(crate) fn trials() -> Vec<Trial> {
         the_second_executor_sees_the_volume_of_the_first_and_no_other_file,
         tmp_is_private_and_empty,
         the_machines_files_are_read_only_and_the_data_directory_is_hidden,
+        a_volume_shows_no_data_directory_by_another_name,
+        paths_in_run_are_the_tasks_own_and_show_nothing_of_the_machine,
         the_processes_of_the_machine_are_not_seen,
         a_command_cannot_change_the_kernel_of_the_machine_even_as_root,
         no_file_that_the_server_has_open_reaches_a_command,
+        no_name_leads_out_through_what_the_sandbox_has_open,
         exit_codes_are_those_of_a_shell,
         arguments_arrive_as_they_were_sent,
         the_environment_is_the_tasks_own,
@@ -258,6 +261,79 @@ async fn the_machines_files_are_read_only_and_the_data_directory_is_hidden() -> 
     ended(&record, State::Complete)
 }
 
+async fn a_volume_shows_no_data_directory_by_another_name() -> Result<()> {
+    // Outside /tmp, which commands do not see anyhow.
+    let root = tempfile::tempdir_in("/var/tmp")?;
+    let real = root.path().join("real");
+    fs::create_dir_all(real.join("sub"))?;
+    fs::write(real.join("sub/beside"), "")?;
+    let mut settings = settings(root.path())?;
+    settings.data = real.join("sub/data");
+    fs::create_dir(root.path().join("files"))?;
+    std::os::unix::fs::symlink(&real, root.path().join("other"))?;
+    let engine = local::open(settings).await?;
+    let store = engine.store();
+    let running = super::harness::Running { engine, store };
+    let (place, root) = (root.path(), root.path().display());
+    // A volume beside the data, above it, and in it.
+    for volume in [
+        "other/sub/v",
+        "other/v",
+        "other/sub/data/v",
+        "real/sub/data/v",
+    ] {
+        let script = format!(
+            "cd {root}; echo x > {volume}/x
+             find -name beside; find -name tasks.sqlite; find -name attempts"
+        );
+        let mut task = shell(&script);
+        task["volumes"] = json!([format!("{root}/{volume}")]);
+        let task = super::harness::new_task(&task, place)?;
+        let id = task.id.clone();
+        running.store.create(task).await?;
+        let record = running.end(&id).await?;
+        ended(&record, State::Complete)?;
+        let seen = record.logs[0].logs[0].stdout.clone().unwrap_or_default();
+        ensure!(seen.contains("beside"), "{volume}: {seen}");
+        ensure!(!seen.contains("tasks.sqlite"), "{volume}: {seen}");
+        ensure!(!seen.contains("attempts"), "{volume}: {seen}");
+    }
+    Ok(())
+}
+
+async fn paths_in_run_are_the_tasks_own_and_show_nothing_of_the_machine() -> Result<()> {
+    let place = Place::new()?;
+    let running = place.start().await?;
+    let task = json!({
+        "inputs": [{ "content": "in", "path": "/run/tesk-test/in/file" }],
+        "volumes": ["/run/tesk-test/v", "/var/run/tesk-test-2"],
+        "outputs": [{ "url": place.url("out"), "path": "/var/run/tesk-test-3/out" }],
+        "executors": [
+            executor("cat /run/tesk-test/in/file > /run/tesk-test/v/x; echo y > /var/run/tesk-test-2/y"),
+            executor(
+                "cat /run/tesk-test/v/x /var/run/tesk-test-2/y > /var/run/tesk-test-3/out
+                 ls -A /var/run /run",
+            ),
+        ],
+    });
+    let record = running.run(&place, &task).await?;
+    ended(&record, State::Complete)?;
+    ensure!(place.read("out")? == "iny\n", "{}", place.read("out")?);
+    let seen = record.logs[0].logs[1].stdout.clone().unwrap_or_default();
+    let expected = ["systemd", "resolvconf", "NetworkManager", "current-system"];
+    for name in seen.lines().filter(|line| !line.is_empty()) {
+        let own = name.starts_with("tesk-test") || name.ends_with(':');
+        ensure!(own || expected.contains(&name), "{name} is seen");
+    }
+    // All of it may be the task's too.
+    let mut task = shell("ls -A /run; echo x > /run/x");
+    task["volumes"] = json!(["/run"]);
+    let record = running.run(&place, &task).await?;
+    ended(&record, State::Complete)?;
+    ensure!(record.logs[0].logs[0].stdout.as_deref() == Some(""));
+    Ok(())
+}
+
 async fn the_processes_of_the_machine_are_not_seen() -> Result<()> {
     let place = Place::new()?;
     let running = place.start().await?;
@@ -299,6 +375,40 @@ async fn no_file_that_the_server_has_open_reaches_a_command() -> Result<()> {
     let out = record.logs[0].logs[0].stdout.clone().unwrap_or_default();
     // The last is the directory itself.
     ensure!(out == "0\n1\n2\n3\n", "{out}");
+    Ok(())
+}
+
+async fn no_name_leads_out_through_what_the_sandbox_has_open() -> Result<()> {
+    let place = Place::new()?;
+    let running = place.start().await?;
+    // Whatever number it has; what lies there must be nothing of this machine.
+    for number in 3..20 {
+        let link = format!("rm -rf /w/l; ln -s /proc/self/fd/{number} /w/l");
+        let mut inside = executor("pwd; ls -la . ..; echo x > left-behind; true");
+        inside["workdir"] = json!("/w/l");
+        let mut redirected = executor("echo out");
+        redirected["stdout"] = json!("/w/l/w/left-behind");
+        // The program itself: found in scratch it is one of the task's, seen from outside.
+        let mut program = executor("");
+        program["command"] = json!([format!("/proc/self/fd/{number}/w/program")]);
+        let make =
+            format!("{link}; printf '#!/bin/sh\\necho ran\\n' > /w/program; chmod +x /w/program");
+        for command in [inside, redirected, program] {
+            let task = json!({
+                "volumes": ["/w"],
+                "outputs": [{ "url": place.url("w"), "path": "/w", "type": "DIRECTORY" }],
+                "executors": [executor(&make), command.clone()],
+            });
+            let record = running.run(&place, &task).await?;
+            let log = record.logs[0]
+                .logs
+                .get(1)
+                .context("the second did not run")?;
+            ensure!(log.exit_code != 0, "{command}: {log:?}");
+            ensure!(log.stdout.as_deref() == Some(""), "{command}: {log:?}");
+            ensure!(!place.file("w/left-behind").exists(), "{command}");
+        }
+    }
     Ok(())
 }
 

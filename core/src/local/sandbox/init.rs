@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::BufRead as _;
+use std::io::{self, BufRead as _};
+use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +18,7 @@ use rustix::thread::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::parked::Parked;
 use super::{Answer, Request, answer, forbidden, read_request, view};
 use crate::local::attempt::ExecutorEnd;
 use crate::local::compute::directory::append;
@@ -56,6 +58,7 @@ fn run(request: &Request) -> Result<Option<Answer>, String> {
         return Ok(None);
     }
     let scratch = Root::open(&request.scratch, Symlinks::InRoot)
+        .and_then(|scratch| Parked::new(scratch.as_fd()))
         .map_err(|error| format!("cannot use scratch: {error}"))?;
     // A full disk is no reason not to run.
     let output = append(&request.output).ok();
@@ -87,16 +90,26 @@ fn run(request: &Request) -> Result<Option<Answer>, String> {
     let supervised = supervise(request, executor, output, &stop, &grace);
     let mut end = runtime.block_on(supervised);
 
-    // Symlinks count as the command saw them.
-    end.collected(match Root::open("/", Symlinks::InRoot) {
-        Ok(root) => {
-            let (root, scratch) = (Arc::new(root), Arc::new(scratch));
-            staging::collect(&request.plan, &root, &scratch)
-        }
-        Err(error) => staging::Collected::nothing(&request.plan, &error),
-    });
+    end.collected(
+        collect(request, scratch)
+            .unwrap_or_else(|error| staging::Collected::nothing(&request.plan, &error)),
+    );
     drop(lock);
     Ok(Some(Answer::Ended(end)))
+}
+
+/// Copies outputs that lie beside the mounts into scratch.
+fn collect(request: &Request, scratch: Parked) -> io::Result<staging::Collected> {
+    let scratch = scratch.take()?;
+    let scratch = format!("/proc/self/fd/{}", scratch.as_raw_fd());
+    let scratch = Root::open(scratch, Symlinks::InRoot)?;
+    // Symlinks count as the command saw them.
+    let root = Root::open("/", Symlinks::InRoot)?;
+    Ok(staging::collect(
+        &request.plan,
+        &Arc::new(root),
+        &Arc::new(scratch),
+    ))
 }
 
 async fn supervise(

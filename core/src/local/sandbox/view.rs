@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, symlink};
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -33,6 +33,9 @@ const RUN: [&str; 4] = [
     "NetworkManager/resolv.conf",
     "current-system",
 ];
+
+/// What a view has of its own, or not at all, and shows of this machine by no other name.
+const PRIVATE: [&str; 4] = ["/dev", "/proc", "/run", "/tmp"];
 
 /// A path that the view has to have.
 #[derive(Debug, Default)]
@@ -80,16 +83,22 @@ pub(super) fn build(request: &Request) -> io::Result<()> {
         };
         tree.at(&parent);
     }
-    for own in ["proc", "dev", "run"] {
+    for own in ["proc", "dev"] {
         tree.children.remove(OsStr::new(own));
     }
-    fill(Path::new("/"), root, &tree, &["proc", "dev", "run", "tmp"])?;
+    let run = tree.children.remove(OsStr::new("run")).unwrap_or_default();
+    let private = PRIVATE.iter().map(Path::new).chain([&*request.hidden]);
+    let private: Vec<_> = private.filter_map(|p| fs::canonicalize(p).ok()).collect();
+    let own = PRIVATE.map(|place| place.trim_start_matches('/'));
+    fill(Some(Path::new("/")), root, &tree, &private, &own)?;
+    for place in &private {
+        hide(root, place)?;
+    }
     seal(root, |inside| !is_of_plan(&tree, inside))?;
 
     own_devices(&root.join("dev"))?;
-    own_run(&root.join("run"))?;
+    own_run(&root.join("run"), &run)?;
     own_processes(root)?;
-    hide(root, &request.hidden)?;
     become_root(root)
 }
 
@@ -106,16 +115,25 @@ impl Node {
     }
 }
 
-/// Fills the new directory `into` with what `from` has, and with the paths of `node`.
-fn fill(from: &Path, into: &Path, node: &Node, leave_out: &[&str]) -> io::Result<()> {
+/// Fills the new directory `into` with what `from` has, which is a path without symlinks, except
+/// what lies in `private`; and with the paths of `node`.
+fn fill(
+    from: Option<&Path>,
+    into: &Path,
+    node: &Node,
+    private: &[PathBuf],
+    leave_out: &[&str],
+) -> io::Result<()> {
+    let is_private = |path: &Path| private.iter().any(|place| path.starts_with(place));
     // What cannot be listed, the command could not see either.
-    for entry in fs::read_dir(from).into_iter().flatten().flatten() {
+    let entries = from.into_iter().flat_map(fs::read_dir).flatten();
+    for entry in entries.flatten() {
         let name = entry.file_name();
+        let (source, target) = (entry.path(), into.join(&name));
         let own = leave_out.iter().any(|own| name == **own);
-        if own || node.children.contains_key(&name) {
+        if own || node.children.contains_key(&name) || is_private(&source) {
             continue;
         }
-        let (source, target) = (entry.path(), into.join(&name));
         let kind = entry.file_type()?;
         if kind.is_symlink() {
             symlink(fs::read_link(&source)?, &target)?;
@@ -125,16 +143,18 @@ fn fill(from: &Path, into: &Path, node: &Node, leave_out: &[&str]) -> io::Result
         }
     }
     for (name, child) in &node.children {
-        let (source, target) = (from.join(name), into.join(name));
+        let target = into.join(name);
         if let Some((kind, scratch)) = &child.mount {
             bind(scratch, &target, *kind == MountKind::Directory)?;
             continue;
         }
         // A symlink on the way counts as the directory that it leads to.
-        let source = fs::canonicalize(&source).unwrap_or(source);
-        let mode = fs::metadata(&source).map_or(0o755, |m| m.permissions().mode());
+        let source = from.and_then(|from| fs::canonicalize(from.join(name)).ok());
+        let source = source.filter(|source| !is_private(source));
+        let metadata = source.as_ref().and_then(|source| fs::metadata(source).ok());
+        let mode = metadata.map_or(0o755, |m| m.permissions().mode());
         fs::DirBuilder::new().mode(0o700).create(&target)?;
-        fill(&source, &target, child, &[])?;
+        fill(source.as_deref(), &target, child, private, &[])?;
         // Writable for us, whatever it is outside.
         fs::set_permissions(&target, fs::Permissions::from_mode(mode | 0o700))?;
     }
@@ -156,16 +176,37 @@ fn bind(source: &Path, target: &Path, directory: bool) -> io::Result<()> {
     )
 }
 
+/// A line of mountinfo.
+#[derive(Debug)]
+struct Mounted {
+    /// Major and minor number of the file system.
+    device: Vec<u8>,
+    /// What of the file system is mounted.
+    part: PathBuf,
+    place: PathBuf,
+    options: Vec<u8>,
+}
+
+/// The mounts of this process.
+fn mounted() -> io::Result<Vec<Mounted>> {
+    let lines = fs::read("/proc/self/mountinfo")?;
+    let path = |field: &[u8]| PathBuf::from(OsString::from_vec(unescape(field)));
+    let read = |line: &[u8]| {
+        // 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
+        let mut fields = line.split(|b| *b == b' ').skip(2);
+        Some(Mounted {
+            device: fields.next()?.to_owned(),
+            part: path(fields.next()?),
+            place: path(fields.next()?),
+            options: fields.next()?.to_owned(),
+        })
+    };
+    Ok(lines.split(|b| *b == b'\n').filter_map(read).collect())
+}
+
 /// Makes the mounts below `root` read-only whose path, seen from there, is `chosen`.
 fn seal(root: &Path, chosen: impl Fn(&Path) -> bool) -> io::Result<()> {
-    let mounts = fs::read("/proc/self/mountinfo")?;
-    for line in mounts.split(|b| *b == b'\n') {
-        // 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
-        let mut fields = line.split(|b| *b == b' ').skip(4);
-        let (Some(place), Some(options)) = (fields.next(), fields.next()) else {
-            continue;
-        };
-        let place = PathBuf::from(OsString::from(OsStr::from_bytes(&unescape(place))));
+    for Mounted { place, options, .. } in mounted()? {
         let Ok(inside) = place.strip_prefix(root) else {
             continue;
         };
@@ -261,20 +302,28 @@ fn own_devices(dev: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn own_run(run: &Path) -> io::Result<()> {
+/// `/run`, with the paths of `node` in it.
+fn own_run(run: &Path, node: &Node) -> io::Result<()> {
+    if let Some((kind, scratch)) = &node.mount {
+        return bind(scratch, run, *kind == MountKind::Directory);
+    }
     small_file_system(run, "mode=755,size=16m")?;
+    fill(None, run, node, &[], &[])?;
     for name in RUN {
-        let source = Path::new("/run").join(name);
+        let (source, target) = (Path::new("/run").join(name), run.join(name));
         let Ok(kind) = fs::metadata(&source) else {
             continue;
         };
-        let target = run.join(name);
+        // The task's own comes first.
+        if is_of_plan(node, Path::new(name)) || target.exists() {
+            continue;
+        }
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent)?;
         }
         bind(&source, &target, kind.is_dir())?;
     }
-    Ok(())
+    seal(run, |inside| !is_of_plan(node, inside))
 }
 
 fn own_processes(root: &Path) -> io::Result<()> {
@@ -302,24 +351,42 @@ fn own_processes(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Covers a directory of this machine.
+/// Covers a directory of this machine, `hidden` without symlinks, wherever the view shows it: a
+/// mount may have it in it under another name.
 fn hide(root: &Path, hidden: &Path) -> io::Result<()> {
-    let Ok(inside) = hidden.strip_prefix("/") else {
-        return Ok(());
-    };
-    let target = root.join(inside);
-    if !target.is_dir() {
-        return Ok(());
+    let itself = fs::metadata(hidden)?;
+    let mounts = mounted()?;
+    let home = mounts.iter().filter(|m| hidden.starts_with(&m.place));
+    // Of those in one place the last is on top.
+    let home = home.max_by_key(|m| m.place.components().count());
+    let part = home.and_then(|home| {
+        let below = hidden.strip_prefix(&home.place).ok()?;
+        Some((&home.device, home.part.join(below)))
+    });
+    let others = mounts.iter().filter_map(|m| {
+        let (device, part) = part.as_ref()?;
+        let below = part.strip_prefix(&m.part).ok()?;
+        let is_shown = m.place.starts_with(root) && m.place != root;
+        (m.device == **device && is_shown).then(|| m.place.join(below))
+    });
+    let same_name = hidden.strip_prefix("/").ok().map(|below| root.join(below));
+    for target in same_name.into_iter().chain(others) {
+        let is_it = fs::symlink_metadata(&target)
+            .is_ok_and(|found| (found.dev(), found.ino()) == (itself.dev(), itself.ino()));
+        if !is_it || !itself.is_dir() {
+            continue;
+        }
+        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        let options = Some("mode=555,size=4k");
+        mount_at(
+            Some("tesk".as_ref()),
+            &target,
+            Some("tmpfs"),
+            flags,
+            options,
+        )?;
     }
-    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    let options = Some("mode=555,size=4k");
-    mount_at(
-        Some("tesk".as_ref()),
-        &target,
-        Some("tmpfs"),
-        flags,
-        options,
-    )
+    Ok(())
 }
 
 fn become_root(root: &Path) -> io::Result<()> {

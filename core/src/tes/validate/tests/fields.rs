@@ -76,6 +76,36 @@ fn paths_are_absolute_and_stay_where_they_are() {
 }
 
 #[test]
+fn an_executor_works_in_nothing_that_belongs_to_the_system() {
+    let executor = |workdir: &str, stdin: &str, stdout: &str, stderr: &str| {
+        json!({"executors": [{
+            "image": "i", "command": ["c"],
+            "workdir": workdir, "stdin": stdin, "stdout": stdout, "stderr": stderr,
+        }]})
+    };
+    assert_eq!(
+        breaches(executor(
+            "/proc/self/fd/4",
+            "/proc//x",
+            "/sys/x",
+            "/.tesk/x"
+        )),
+        [
+            "executors[0].workdir: must not lie in /proc, which belongs to the system",
+            "executors[0].stdin: must not lie in /proc, which belongs to the system",
+            "executors[0].stdout: must not lie in /sys, which belongs to the system",
+            "executors[0].stderr: must not lie in /.tesk, which belongs to the system",
+        ]
+    );
+    accepted(executor(
+        "/process",
+        "/dev/null",
+        "/dev/null",
+        "/dev/stderr",
+    ));
+}
+
+#[test]
 fn nothing_lies_below_a_file_input() {
     let file = |path: &str| json!({"path": path, "url": "s3://b/k"});
     assert_eq!(

