@@ -170,11 +170,11 @@ fn run_brings_a_task_with_relative_urls_to_complete() {
     let file = task_file(
         &folder,
         &json!({
-            "inputs": [{ "url": "in.txt", "path": "/work/in.txt" }],
-            "outputs": [{ "url": "results/out.txt", "path": "/work/out.txt" }],
+            "inputs": [{ "url": "in.txt", "path": "/task/in.txt" }],
+            "outputs": [{ "url": "results/out.txt", "path": "/task/out.txt" }],
             "executors": [{
                 "image": "none", "command": ["wc", "-l"],
-                "stdin": "/work/in.txt", "stdout": "/work/out.txt",
+                "stdin": "/task/in.txt", "stdout": "/task/out.txt",
             }],
         }),
     );
@@ -279,8 +279,8 @@ fn serve_takes_tasks_through_the_client_to_their_end() {
     let canonical = files.path().canonicalize().unwrap();
     let id = server.submit(&json!({
         "name": "greeting", "tags": { "kind": "test" },
-        "outputs": [{ "url": canonical.join("out.txt"), "path": "/work/out.txt" }],
-        "executors": [{ "image": "none", "command": ["echo", "hello"], "stdout": "/work/out.txt" }],
+        "outputs": [{ "url": canonical.join("out.txt"), "path": "/task/out.txt" }],
+        "executors": [{ "image": "none", "command": ["echo", "hello"], "stdout": "/task/out.txt" }],
     }));
     assert_eq!(
         server.ask(&["wait", &id, "--timeout", "30s"]),

@@ -22,6 +22,7 @@ mod streams;
 mod tests;
 mod volumes;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -141,7 +142,7 @@ pub fn manifests(
         }
     }
     let asked = Asked::new(plan, settings)?;
-    let mut plan = plan.clone();
+    let mut plan = Cow::Borrowed(plan);
     let streams = streams::choose(attempt, &mut plan, &settings.mounts);
     let volumes = Volumes::new(attempt, &plan, streams, surroundings, &asked)?;
     let builder = Builder {

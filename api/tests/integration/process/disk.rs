@@ -37,9 +37,9 @@ fn run_on_a_small_disk(task: &Value) -> (Output, Value) {
 
 /// Fills the disk, and then does `more`.
 fn fills_the_disk(more: &str) -> Value {
-    let script = format!("cat /dev/zero > /work/zero || ({more}; exit 1)");
+    let script = format!("cat /dev/zero > /task/zero || ({more}; exit 1)");
     let mut task = command(&["sh", "-c", &script]);
-    task["volumes"] = json!(["/work"]);
+    task["volumes"] = json!(["/task"]);
     task
 }
 
@@ -70,7 +70,7 @@ fn an_input_that_fills_the_disk_is_named() {
     // Of what the kernel cannot leave out.
     std::fs::write(input.path(), vec![7; 32 << 20]).unwrap();
     let mut task = command(&["true"]);
-    task["inputs"] = json!([{ "url": input.path(), "path": "/work/in" }]);
+    task["inputs"] = json!([{ "url": input.path(), "path": "/task/in" }]);
     let (output, task) = run_on_a_small_disk(&task);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(task["state"], "SYSTEM_ERROR", "{task}");
@@ -87,9 +87,9 @@ fn output_that_does_not_fit_its_file_is_no_error_of_the_command_that_could_be_ig
         return;
     }
     let mut task = command(&["head", "-c", "32000000", "/dev/zero"]);
-    task["executors"][0]["stdout"] = json!("/work/a");
+    task["executors"][0]["stdout"] = json!("/task/a");
     task["executors"][0]["ignore_error"] = json!(true);
-    let next = command(&["wc", "-c", "/work/a"]);
+    let next = command(&["wc", "-c", "/task/a"]);
     task["executors"]
         .as_array_mut()
         .unwrap()
@@ -101,7 +101,7 @@ fn output_that_does_not_fit_its_file_is_no_error_of_the_command_that_could_be_ig
     assert_eq!(log["logs"].as_array().unwrap().len(), 1, "{task}");
     assert_eq!(log["logs"][0]["exit_code"], 0, "{task}");
     let said = log["system_logs"].to_string();
-    assert!(said.contains("/work/a") && said.contains("space"), "{said}");
+    assert!(said.contains("/task/a") && said.contains("space"), "{said}");
 }
 
 #[test]

@@ -5,6 +5,8 @@
 //! ([`check_mounted`](crate::staging::check_mounted)), and if it has to refuse, the next attempt
 //! copies: so an input that is missing ends its task in the same words as any other.
 
+use std::borrow::Cow;
+
 use k8s_openapi::api::core::v1::VolumeMount;
 
 use super::volumes::{extra_name, read_only};
@@ -15,16 +17,18 @@ use crate::scheduler::AttemptId;
 /// Marks the inputs of `plan` that are mounted, and gives their mounts.
 pub(super) fn choose(
     attempt: &AttemptId,
-    plan: &mut Plan,
+    plan: &mut Cow<'_, Plan>,
     extras: &[ExtraMount],
 ) -> Vec<VolumeMount> {
     // What was wrong with the first attempt may have been a mount.
-    if attempt.number > 1 {
+    let hinted = plan.inputs.iter().any(|input| input.streamable);
+    if attempt.number > 1 || !hinted || extras.iter().all(|extra| extra.streamable.is_none()) {
         return Vec::new();
     }
     let room = mounts::MOST.saturating_sub(plan.mounts.len());
     let mut streams = Vec::new();
-    for input in plan.inputs.iter_mut().filter(|input| input.streamable) {
+    let inputs = plan.to_mut().inputs.iter_mut();
+    for input in inputs.filter(|input| input.streamable) {
         let InputSource::Url(url) = &input.from else {
             continue;
         };
