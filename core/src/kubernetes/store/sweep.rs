@@ -10,7 +10,7 @@ use kube::api::{DeleteParams, ListParams, Preconditions};
 use kube::core::{ObjectMeta, PartialObjectMeta};
 
 use super::super::cluster::{ApiError, Part};
-use super::object::{Entry, KeyRef, head_name, task_of};
+use super::object::{Entry, KeyRef, TextRef, head_name, task_of};
 use super::text::{Kind, discard, part_names};
 use super::{Shared, StoreError, failed, key};
 use crate::crash;
@@ -138,12 +138,8 @@ impl Shared {
         let Some(id) = task_of(metadata) else {
             return Ok(());
         };
-        // What cannot be known is left alone; and what is known here may be old.
-        let Ok(entry) = self.fetch(&id).await else {
-            return Ok(());
-        };
-        let is_part = |kind, text| part_names(&id, kind, text).any(|part| part == *name);
-        let wanted = entry.as_ref().is_some_and(|entry| match part {
+        let is_part = |kind, text: &TextRef| part_names(&id, kind, text).any(|part| part == *name);
+        let is_wanted = |entry: &Entry| match part {
             Part::Key => {
                 entry.key.as_ref()
                     == Some(&KeyRef {
@@ -155,9 +151,20 @@ impl Shared {
             Part::Document => is_part(Kind::Document, &entry.document),
             Part::Result => is_part(Kind::Logs, &entry.logs),
             Part::Attempt | Part::Plan | Part::Config | Part::Record | Part::Lease => true,
-        });
-        if wanted && !expired {
+        };
+        // What cannot be known is left alone.
+        let Ok(entry) = self.entry(&id).await else {
             return Ok(());
+        };
+        if !expired {
+            if entry.as_deref().is_some_and(is_wanted) {
+                return Ok(());
+            }
+            // What is known here may be old.
+            match self.fetch(&id).await {
+                Ok(newest) if !newest.as_deref().is_some_and(is_wanted) => {}
+                _ => return Ok(()),
+            }
         }
         tracing::debug!(name, "removes an object that nothing speaks of");
         if part == Part::Secret {
