@@ -730,3 +730,37 @@ async fn sweep_all(store: Arc<dyn TaskStore>, compute: Arc<dyn Compute>, setting
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::Owner;
+    use super::*;
+
+    #[test]
+    fn a_record_that_was_edited_by_hand_waits_in_one_place() {
+        let mut queue = Queue::new(&Settings::default());
+        let head = |created, user: &str| Head {
+            created: Timestamp::from_millis(created),
+            ..Head::queued(
+                "t1".parse().unwrap(),
+                Owner {
+                    user: user.to_owned(),
+                    group: None,
+                },
+                Timestamp::from_millis(1),
+            )
+        };
+        let mut entry = Entry::new(head(1, "ann"));
+        queue.push(&entry.head);
+        for edited in [head(2, "ann"), head(2, "bob")] {
+            entry.renew(edited, &mut queue);
+            assert_eq!(queue.next(), None);
+            queue.push(&entry.head);
+            assert_eq!(queue.next(), Some(&entry.head.id));
+        }
+        entry.renew(head(2, "bob"), &mut queue);
+        assert_eq!(queue.next(), Some(&entry.head.id), "nothing has changed");
+        queue.remove(&entry.head);
+        assert_eq!(queue.next(), None);
+    }
+}

@@ -137,7 +137,7 @@ pub(super) struct Endlessly {
     pub(super) looks: AtomicUsize,
     /// Attempts that are looked at now, and at most.
     looking: AtomicUsize,
-    most: AtomicUsize,
+    pub(super) most: AtomicUsize,
 }
 
 #[async_trait]

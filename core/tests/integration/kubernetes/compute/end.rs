@@ -132,6 +132,14 @@ async fn pods_have_an_owner_where_there_is_one() -> Result<()> {
     for object in made {
         ensure!(object["metadata"]["ownerReferences"][0]["name"] == "t1");
     }
+    // Without an owner it would need no permit either.
+    let gone = AttemptId {
+        task: "gone".parse()?,
+        number: 1,
+    };
+    let refused = compute.submit(&gone, &plan("a")?).await;
+    ensure!(matches!(refused, Err(Refusal::Unknown(_))), "{refused:?}");
+    ensure!(server.objects("pods").len() == 1);
     Ok(())
 }
 

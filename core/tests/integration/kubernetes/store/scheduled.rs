@@ -35,6 +35,7 @@ pub(super) fn trials() -> Vec<Trial> {
         a_task_ends_though_its_log_is_more_than_a_record_can_hold,
         tasks_that_run_are_read_by_a_list_when_another_schedules,
         tasks_that_run_on_as_before_are_not_read_again,
+        few_large_tasks_are_looked_at_together,
     ]
 }
 
@@ -285,5 +286,28 @@ async fn a_task_ends_though_its_log_is_more_than_a_record_can_hold() -> Result<(
         "{said}"
     );
     ensure!(log.logs.len() == 2 && log.logs[0].exit_code == 0);
+    Ok(())
+}
+
+async fn few_large_tasks_are_looked_at_together() -> Result<()> {
+    const LARGE: usize = 12;
+    let server = FakeApi::new();
+    let store = Arc::new(open(&server).await?);
+    for _ in 0..LARGE {
+        let mut task = runnable();
+        let noise = " ".repeat(8 << 20);
+        task.document =
+            format!(r#"{{"executors":[{{"image":"i","command":["c"]}}]{noise}}}"#).into();
+        stored(&store, task).await?;
+    }
+    let compute = Arc::new(Endlessly::default());
+    let scheduler = Scheduler::start(store, compute.clone(), Settings::default());
+    soon("all are looked at", || async {
+        Ok(compute.looks.load(Ordering::SeqCst) >= LARGE)
+    })
+    .await?;
+    scheduler.stop().await;
+    let most = compute.most.load(Ordering::SeqCst);
+    ensure!(most <= 3, "{most} at once");
     Ok(())
 }
