@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use tesk_core::local::RuntimeChoice;
-use tesk_core::storage::RegistryBuilder;
+use tesk_core::storage::{RegistryBuilder, cleanup};
 use tracing_subscriber::EnvFilter;
 
 const EXAMPLES: &str = "\
@@ -65,7 +65,7 @@ enum Command {
     /// Serve the TES API on this machine
     ///
     /// Without a configuration it listens on 127.0.0.1:8080, keeps its records in ./tesk-data
-    /// and serves http(s) urls; --allow-path adds folders for file urls.
+    /// and serves http(s) and ftp(s) urls; --allow-path adds folders for file urls.
     Serve(serve::Serve),
     /// Create tasks on a server and print their ids
     Submit(tasks::Submit),
@@ -147,6 +147,12 @@ impl From<String> for Failure {
     }
 }
 
+impl From<client::Refused> for Failure {
+    fn from(refused: client::Refused) -> Self {
+        Self::Error(refused.into())
+    }
+}
+
 /// What a command comes to.
 type Outcome = Result<(), Failure>;
 
@@ -161,6 +167,7 @@ impl Cli {
             Err(error) => return fail(&format!("cannot start: {error}")),
         };
         let outcome = runtime.block_on(self.command.execute());
+        runtime.block_on(cleanup::finish());
         // Blocking reads, such as of standard input, must not keep the process.
         runtime.shutdown_background();
         match outcome {

@@ -53,7 +53,7 @@ pub struct Server {
     pub engine: EngineChoice,
     /// The directory of the database and of running tasks of the local engine.
     pub data: PathBuf,
-    /// A path that everything is served below as well, such as `/tesk`; empty is none.
+    /// A path that the API and its page are served below as well, such as `/tesk`; empty is none.
     pub context_path: String,
     /// Allows listening beyond loopback without authentication.
     pub allow_open: bool,
@@ -64,7 +64,8 @@ pub struct Server {
     pub max_body: ByteSize,
     /// Connections served at once; more wait.
     pub max_connections: usize,
-    /// The longest wait for the headers of a request, idle connections included.
+    /// The longest wait for the headers of a request, idle connections included, and for a client
+    /// to take some of a reply.
     pub header_timeout: Span,
     /// The longest wait for a request's body, and for the reply to one that only reads.
     pub request_timeout: Span,
@@ -330,6 +331,14 @@ impl Config {
         }
         if self.server.max_connections == 0 {
             return Err("server.max_connections: must be at least 1".into());
+        }
+        for (key, span) in [
+            ("header_timeout", self.server.header_timeout),
+            ("request_timeout", self.server.request_timeout),
+        ] {
+            if span.0.is_zero() {
+                return Err(format!("server.{key}: must be more than zero"));
+            }
         }
         Ok(())
     }

@@ -53,10 +53,14 @@ use reply::Replies;
 pub const BASES: [&str; 2] = ["/ga4gh/tes/v1", "/v1"];
 
 /// Large documents that are read at the same time: while it is read, one can take a hundred
-/// times its size.
-const LARGE_READS: usize = 4;
-/// Bytes of large replies that are in memory at the same time.
-const REPLIES: usize = 256 << 20;
+/// times its size, 70 MiB at most.
+const LARGE_READS: usize = 1;
+/// Lists with documents that are read from the store at the same time: 32 MiB and a record each.
+const LISTS: usize = 2;
+/// Tasks with documents that are read from the store at the same time.
+const SHOWN: usize = 4;
+/// Bytes of large replies that are in memory at the same time: two of the largest lists.
+const REPLIES: usize = 96 << 20;
 
 /// The state that all handlers share. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -73,6 +77,8 @@ pub struct Inner {
     guard: OriginGuard,
     bodies: BodyReader,
     large_reads: Arc<Semaphore>,
+    lists: Arc<Semaphore>,
+    shown: Arc<Semaphore>,
     readers: Arc<Semaphore>,
     replies: Replies,
     metrics: Metrics,
@@ -111,6 +117,8 @@ impl App {
             guard: OriginGuard::new(&server.allowed_origins, server.listen, open),
             bodies: BodyReader::new(server.max_body.0 as usize, server.request_timeout.0),
             large_reads: Arc::new(Semaphore::new(LARGE_READS)),
+            lists: Arc::new(Semaphore::new(LISTS)),
+            shown: Arc::new(Semaphore::new(SHOWN)),
             readers: Arc::new(Semaphore::new(output::READERS)),
             replies: Replies::new(REPLIES),
             metrics: Metrics::new(),

@@ -1,10 +1,16 @@
 //! The HTTP client that backends begin from.
 
+use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tesk_core::storage::{ConfigError, Error, ErrorKind, StorageUrl};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tesk_core::storage::ConfigError;
+#[cfg(any(feature = "opendal", feature = "s3"))]
+use tesk_core::storage::{Error, ErrorKind, StorageUrl};
 
+use crate::network::{Networks, Refused};
 use crate::tls;
 
 /// A client that follows no redirect and retries nothing: both are decided per request. Parallel
@@ -26,7 +32,47 @@ pub(crate) fn builder(
         .tcp_keepalive(Duration::from_secs(30)))
 }
 
+/// Resolves names to addresses that are reached: what is connected to is what was checked. Hosts
+/// that are written as addresses do not come here.
+pub(crate) struct CheckedResolver {
+    pub(crate) networks: Arc<Networks>,
+    /// Hosts that no task can choose, and that may lie anywhere, such as the operator's proxy.
+    pub(crate) anywhere: Vec<String>,
+}
+
+impl fmt::Debug for CheckedResolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CheckedResolver")
+    }
+}
+
+impl Resolve for CheckedResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let networks = self.networks.clone();
+        let is_free = self.anywhere.iter().any(|host| host == name.as_str());
+        Box::pin(async move {
+            if !is_free {
+                networks.check_host(name.as_str())?;
+            }
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let mut refused = None;
+            let mut reached = Vec::new();
+            for address in found {
+                match networks.check(address.ip()) {
+                    Err(why) if !is_free => refused = Some(why),
+                    _ => reached.push(address),
+                }
+            }
+            match refused {
+                Some(why) if reached.is_empty() => Err(why.into()),
+                _ => Ok(Box::new(reached.into_iter()) as Addrs),
+            }
+        })
+    }
+}
+
 /// A request that failed before there was a reply, or in the middle of it.
+#[cfg(any(feature = "opendal", feature = "s3"))]
 pub(crate) fn disconnected(url: &StorageUrl, error: &reqwest::Error) -> Error {
     let message = if error.is_connect() {
         "no connection to the server"
@@ -36,6 +82,9 @@ pub(crate) fn disconnected(url: &StorageUrl, error: &reqwest::Error) -> Error {
     let mut why = String::new();
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
+        if let Some(refused) = inner.downcast_ref::<Refused>() {
+            return Error::new(ErrorKind::Denied, url, refused.to_string());
+        }
         let tls = inner
             .downcast_ref::<std::io::Error>()
             .and_then(|e| e.get_ref());
@@ -51,4 +100,37 @@ pub(crate) fn disconnected(url: &StorageUrl, error: &reqwest::Error) -> Error {
     }
     // The innermost cause says it all, and knows no address.
     Error::new(ErrorKind::Unavailable, url, format!("{message}{why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::Limits;
+
+    #[tokio::test]
+    async fn a_name_leads_to_what_is_reached_unless_it_may_lie_anywhere() {
+        let resolved = async |limits: Limits<'_>, anywhere: &[&str]| {
+            let resolver = CheckedResolver {
+                networks: Arc::new(Networks::new(limits).unwrap()),
+                anywhere: anywhere.iter().map(|&host| host.to_owned()).collect(),
+            };
+            let found = resolver.resolve("localhost".parse().unwrap()).await;
+            found.map(Iterator::count).map_err(|e| e.to_string())
+        };
+        let no_private = Limits {
+            allow_private: Some(false),
+            ..Limits::default()
+        };
+        let hosts = ["localhost".to_owned()];
+        let no_host = Limits {
+            deny_hosts: &hosts,
+            ..Limits::default()
+        };
+        assert!(resolved(Limits::default(), &[]).await.unwrap() > 0);
+        for limits in [no_private, no_host] {
+            let refused = resolved(limits, &[]).await.unwrap_err();
+            assert!(refused.contains("is not reached from here"), "{refused}");
+            assert!(resolved(limits, &["localhost"]).await.unwrap() > 0);
+        }
+    }
 }

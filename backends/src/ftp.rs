@@ -33,9 +33,11 @@
 //!
 //! A file counts as read or written only when the server has said so at its end. Files are
 //! written under another name in the same directory, checked for their size, and renamed. On
-//! the few servers that do not rename over a file, the old one steps aside for a moment.
+//! the few servers that do not rename over a file, the old one steps aside for a moment, and comes
+//! back if the new one does not take its place.
 //! Versions are times and sizes, so reads resume where a server tells both (`MLST`, or `MDTM`
-//! and `SIZE`); `LIST`, which is used where there is no `MLSD`, tells no versions. Times have
+//! and `SIZE`), and what was read is of that version: before its last bytes are given the file is
+//! looked at again. `LIST`, which is used where there is no `MLSD`, tells no versions. Times have
 //! seconds: a look at a file that was changed just now waits until that second is over, and a
 //! listing tells no version of it. Clocks that differ by more than that defeat this.
 

@@ -37,7 +37,6 @@
 //! versions: reads resume and run in parallel. Others are read in one piece. Content is asked for
 //! and stored as it is: a `Content-Encoding` that a server applies regardless is kept, not undone.
 
-mod address;
 mod client;
 mod dav;
 mod options;
@@ -49,18 +48,25 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
 use reqwest::header::{
-    CONTENT_LENGTH, HeaderMap, HeaderValue, IF_MATCH, IF_UNMODIFIED_SINCE, RANGE,
+    CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_UNMODIFIED_SINCE, RANGE,
 };
 use reqwest::{Method, Response, StatusCode};
 use tesk_core::storage::{
     ByteRange, ByteStream, Capabilities, ConfigEntry, ConfigError, Entry, EntryKind, EntryStream,
-    Error, ErrorKind, Factory, FileInfo, Result, Source, Storage, StorageUrl, Version, Written,
+    Error, ErrorKind, Factory, FileInfo, Opened, Result, Source, Storage, StorageUrl, Version,
+    Written,
 };
 
 use self::client::Client;
 use self::dav::{Dav, Kind};
 pub use self::options::Options;
 pub use crate::secret::Value;
+
+/// Some servers tell a digest only to those who ask for it (RFC 9530, 4).
+const WANT_DIGEST: (HeaderName, HeaderValue) = (
+    HeaderName::from_static("want-repr-digest"),
+    HeaderValue::from_static("sha-256=1"),
+);
 
 /// Builds [`Http`]s: `type = "http"`.
 #[derive(Clone, Copy, Debug)]
@@ -147,8 +153,21 @@ impl Storage for Http {
         range: ByteRange,
         version: Option<&Version>,
     ) -> Result<ByteStream> {
+        Ok(self.open(url, range, version).await?.bytes)
+    }
+
+    async fn open(
+        &self,
+        url: &StorageUrl,
+        range: ByteRange,
+        version: Option<&Version>,
+    ) -> Result<Opened> {
+        let nothing = || Opened {
+            bytes: stream::empty().boxed(),
+            checksum: None,
+        };
         if range.end == Some(range.start) {
-            return Ok(stream::empty().boxed());
+            return Ok(nothing());
         }
         let mut headers = HeaderMap::new();
         if !range.is_full() {
@@ -182,7 +201,7 @@ impl Storage for Http {
             let found = look(&self.client, url).await?;
             let is_same = version.is_none_or(|wanted| reply::is_version(found.headers(), wanted));
             if is_same && reply::content_length(found.headers()) == Some(range.start) {
-                return Ok(stream::empty().boxed());
+                return Ok(nothing());
             }
         }
         let body = expected_body(url, range, &reply)?;
@@ -191,7 +210,11 @@ impl Storage for Http {
             let message = "another version has taken its place";
             return Err(Error::new(ErrorKind::Corrupt, url, message));
         }
-        Ok(exactly(url, reply, body))
+        // Of a part, some headers tell the checksum of that part.
+        let is_whole = reply.status() == StatusCode::OK;
+        let checksum = reply::checksum(reply.headers()).filter(|_| is_whole);
+        let bytes = exactly(url, reply, body);
+        Ok(Opened { bytes, checksum })
     }
 
     async fn write(&self, url: &StorageUrl, source: &Source) -> Result<Written> {
@@ -245,7 +268,7 @@ async fn put(client: &Client, url: &StorageUrl, source: &Source) -> Result<Respo
 
 /// Asks for the headers of a file.
 async fn look(client: &Client, url: &StorageUrl) -> Result<Response> {
-    let headers = HeaderMap::new();
+    let headers = HeaderMap::from_iter([WANT_DIGEST]);
     client.send(url, &Method::HEAD, &headers, None).await
 }
 
@@ -269,7 +292,7 @@ async fn info(client: &Client, url: &StorageUrl, reply: &Response) -> Result<Opt
 }
 
 async fn info_by_get(client: &Client, url: &StorageUrl) -> Result<Option<FileInfo>> {
-    let mut headers = HeaderMap::new();
+    let mut headers = HeaderMap::from_iter([WANT_DIGEST]);
     headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
     let reply = client.send(url, &Method::GET, &headers, None).await?;
     match reply.status() {
@@ -280,6 +303,7 @@ async fn info_by_get(client: &Client, url: &StorageUrl) -> Result<Option<FileInf
                 size: total,
                 version: reply::version(reply.headers())
                     .filter(|_| reply::unsettled(reply.headers()).is_none()),
+                checksum: reply::repr_digest(reply.headers()),
                 modified: reply::modified(reply.headers()),
                 ..FileInfo::default()
             }))

@@ -18,7 +18,7 @@ pub mod ftp;
 pub mod http;
 #[cfg(any(feature = "ftp", feature = "http"))]
 pub mod netrc;
-#[cfg(any(feature = "ftp", feature = "http"))]
+#[cfg(any(feature = "ftp", feature = "http", feature = "opendal", feature = "s3"))]
 mod network;
 #[cfg(feature = "opendal")]
 pub mod opendal;

@@ -1,4 +1,4 @@
-//! Which servers are reached from here: shared by all backends that connect to where a task says.
+//! Which servers are reached from here: shared by all backends that connect to servers.
 
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -48,12 +48,14 @@ use opendal_http_transport_reqwest::ReqwestTransport;
 use serde::Deserialize;
 use tesk_core::storage::{
     ByteRange, ByteStream, Capabilities, Checksum, ConfigEntry, ConfigError, Entry, EntryKind,
-    EntryStream, Error, ErrorKind, Factory, FileInfo, Result, Source, Storage, StorageUrl, Version,
-    Written,
+    EntryStream, Error, ErrorKind, Factory, FileInfo, Opened, Result, Source, Storage, StorageUrl,
+    Version, Written, cleanup,
 };
 use tesk_core::time::Timestamp;
+use tokio::sync::Mutex;
 
-use crate::client;
+use crate::client::{self, CheckedResolver};
+use crate::network::{Limits, Networks};
 pub use crate::secret::Value;
 
 /// A file is sent in parts of at least this.
@@ -73,7 +75,14 @@ const OBJECT_STORES: &[&str] = &[
     "azblob", "b2", "cos", "gcs", "memory", "obs", "oss", "s3", "swift",
 ];
 
+/// The metadata services of clouds that have a name: credentials come from there. No task can choose
+/// a host.
+const METADATA: [&str; 2] = ["metadata.google.internal", "metadata.tencentyun.com"];
+
 /// The keys of a `[[storage]]` entry with `type = "opendal"`.
+///
+/// Networks and hosts are as with `http`. A server that is written as an address is the operator's
+/// own choice, and not checked.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
@@ -89,6 +98,20 @@ pub struct Options {
     /// Refuse writing. Default false.
     #[serde(default)]
     pub read_only: bool,
+    /// Whether loopback and private networks are reached. Default true.
+    pub allow_private: Option<bool>,
+    /// Networks that are not reached, such as `10.1.0.0/16`.
+    #[serde(default)]
+    pub deny_networks: Vec<String>,
+    /// Networks that are reached whatever else forbids them.
+    #[serde(default)]
+    pub allow_networks: Vec<String>,
+    /// Hosts that are not reached, such as `azure.example.org` or `*.example.org` for all below it.
+    #[serde(default)]
+    pub deny_hosts: Vec<String>,
+    /// Where there are any, no other hosts are reached.
+    #[serde(default)]
+    pub allow_hosts: Vec<String>,
 }
 
 /// Builds [`OpenDal`]s: `type = "opendal"`.
@@ -126,8 +149,19 @@ impl Factory for OpenDalFactory {
                 _ => format!("options: the service `{}` refuses them", options.service),
             })
         })?;
+        let networks = Arc::new(Networks::new(Limits {
+            allow_private: options.allow_private,
+            deny_networks: &options.deny_networks,
+            allow_networks: &options.allow_networks,
+            deny_hosts: &options.deny_hosts,
+            allow_hosts: &options.allow_hosts,
+        })?);
         let client = client::builder(options.ca_file.as_deref(), options.connect_timeout_secs)?
             .no_proxy()
+            .dns_resolver(CheckedResolver {
+                networks,
+                anywhere: METADATA.map(str::to_owned).into(),
+            })
             .build()
             .map_err(|e| ConfigError(format!("the http client cannot be set up: {e}")))?;
         let transport = HttpTransporter::new(ReqwestTransport::new(client));
@@ -355,6 +389,15 @@ impl Storage for OpenDal {
         range: ByteRange,
         version: Option<&Version>,
     ) -> Result<ByteStream> {
+        Ok(self.open(url, range, version).await?.bytes)
+    }
+
+    async fn open(
+        &self,
+        url: &StorageUrl,
+        range: ByteRange,
+        version: Option<&Version>,
+    ) -> Result<Opened> {
         let path = self.file(url)?;
         let changed = || {
             let message = "another version has taken its place";
@@ -382,8 +425,10 @@ impl Storage for OpenDal {
             let message = format!("ends before byte {}", range.start.max(end));
             return Err(Error::new(ErrorKind::Corrupt, url, message));
         }
+        let checksum = found.checksum;
         if range.start >= end {
-            return Ok(stream::empty().boxed());
+            let bytes = stream::empty().boxed();
+            return Ok(Opened { bytes, checksum });
         }
         let options = ReaderOptions {
             if_match: found.version.map(|version| version.0),
@@ -402,7 +447,10 @@ impl Storage for OpenDal {
             };
             stream::iter(chunks)
         });
-        Ok(chunks.boxed())
+        Ok(Opened {
+            bytes: chunks.boxed(),
+            checksum,
+        })
     }
 
     async fn write(&self, url: &StorageUrl, source: &Source) -> Result<Written> {
@@ -415,19 +463,25 @@ impl Storage for OpenDal {
             ..WriteOptions::default()
         };
         let writer = self.operator.writer_options(&path, options).await;
-        let mut writer = writer.map_err(|error| failure(url, &error))?;
-        match fill(&mut writer, url, source, part).await {
-            Ok(found) => Ok(Written {
-                size: source.size(),
-                version: self.version(&found),
-                checksum: None,
-            }),
-            Err(error) => {
-                // Parts that are there cost money. The first error is the one to tell.
+        let mut unfinished = Unfinished {
+            writer: Arc::new(Mutex::new(writer.map_err(|error| failure(url, &error))?)),
+            over: false,
+        };
+        let filled = {
+            let mut writer = unfinished.writer.lock().await;
+            let filled = fill(&mut writer, url, source, part).await;
+            if filled.is_err() {
+                // The first error is the one to tell.
                 let _ = writer.abort().await;
-                Err(error)
             }
-        }
+            filled
+        };
+        unfinished.over = true;
+        filled.map(|found| Written {
+            size: source.size(),
+            version: self.version(&found),
+            checksum: None,
+        })
     }
 
     async fn make_directory(&self, url: &StorageUrl) -> Result<()> {
@@ -471,6 +525,23 @@ impl Storage for OpenDal {
 }
 
 /// Writes all of `source`.
+/// A write whose parts are thrown away when it is dropped before it is over: they cost money.
+struct Unfinished {
+    writer: Arc<Mutex<Writer>>,
+    over: bool,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.over {
+            let writer = self.writer.clone();
+            cleanup::spawn(async move {
+                let _ = writer.lock().await.abort().await;
+            });
+        }
+    }
+}
+
 async fn fill(
     writer: &mut Writer,
     url: &StorageUrl,
@@ -595,6 +666,39 @@ mod tests {
         storage.path(&url.parse().unwrap())
     }
 
+    #[tokio::test]
+    async fn parts_of_a_write_that_is_dropped_are_thrown_away() {
+        let (tell, mut asked) = tokio::sync::mpsc::unbounded_channel();
+        let answer = move |method: axum::http::Method| {
+            let _ = tell.send(method.to_string());
+            async move {
+                if method == axum::http::Method::PUT {
+                    std::future::pending::<()>().await;
+                }
+                "<InitiateMultipartUploadResult><Bucket>lab</Bucket><Key>x</Key>\
+                 <UploadId>up1</UploadId></InitiateMultipartUploadResult>"
+            }
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = listener.local_addr().unwrap();
+        let router = axum::Router::new().fallback(answer);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let storage = created(&format!(
+            "type = 'opendal'\nservice = 's3'\nprefix = 'any://lab/'\noptions.bucket = 'lab'\n\
+             options.region = 'r'\noptions.endpoint = 'http://{server}'\n\
+             options.access_key_id = 'key'\noptions.secret_access_key = 'key'\n"
+        ));
+        let (storage, url) = (storage.unwrap(), "any://lab/x".parse().unwrap());
+        let source = Source::bytes(vec![0; 20 << 20]);
+        let writing = tokio::spawn(async move { storage.write(&url, &source).await });
+        let wanted = tokio::time::timeout(std::time::Duration::from_secs(20), async {
+            while asked.recv().await.unwrap() != "PUT" {}
+            writing.abort();
+            while asked.recv().await.unwrap() != "DELETE" {}
+        });
+        wanted.await.expect("it is asked for");
+    }
+
     #[test]
     fn a_path_is_what_follows_the_prefix() {
         for (prefix, url, expected) in [
@@ -646,6 +750,10 @@ mod tests {
                 "options.root",
             ),
             (format!("{entry}'dav://a/'\nsecret = 'x'"), "secret"),
+            (
+                format!("{entry}'dav://a/'\ndeny_networks = ['x']"),
+                "deny_networks",
+            ),
         ] {
             let error = created(&entry).unwrap_err().to_string();
             assert!(error.contains(word), "{entry}: {error}");

@@ -45,11 +45,18 @@
 //! that comes from elsewhere is kept in memory up to 16 MiB, and a larger one fetched twice. So
 //! memory is bounded whatever the size; `docs/backends.md` has a table.
 //!
+//! Without `checksum`, what arrived is compared by entity tags, where they are MD5s: of an object in
+//! one request always; of parts where the endpoint is `http:`, and a part that differs is sent
+//! again. With TLS nothing changes on the way, and the sum would take several times the processor time of
+//! sending.
+//!
 //! # Versions and checksums
 //!
 //! A version is the entity tag; ranges are read with `If-Match`, and what arrives is compared
 //! with it, because not every server knows that condition. An entity tag counts as an MD5 only
-//! where it can be one: not of uploads in parts, nor with SSE-KMS or a customer's key.
+//! where it can be one: not of uploads in parts, nor with SSE-KMS or a customer's key. A SHA-256 that
+//! the server keeps of a whole object is preferred; where there is neither, a CRC is used, as AWS
+//! computes by default. Sums of the sums of parts are not used.
 
 mod address;
 mod bucket;
@@ -68,8 +75,8 @@ use opendal::options::{ListOptions, ReaderOptions};
 use opendal::{BufferStream, BytesRange, Lister, Metadata};
 use tesk_core::storage::{
     ByteRange, ByteStream, Capabilities, Checksum, ConfigEntry, ConfigError, Entry, EntryKind,
-    EntryStream, Error, ErrorKind, Factory, FileInfo, Result, Source, Storage, StorageUrl, Upload,
-    Version, Written,
+    EntryStream, Error, ErrorKind, Factory, FileInfo, Opened, Result, Source, Storage, StorageUrl,
+    Upload, Version, Written,
 };
 
 use tesk_core::time::Timestamp;
@@ -143,12 +150,10 @@ impl Place {
         let Ok(key) = self.address.file(&self.url) else {
             return Ok(None);
         };
-        match self.bucket.operator.stat(key).await {
-            Ok(found) => Ok(Some(info(&found))),
-            Err(error) => match self.failure(&error) {
-                error if error.kind() == ErrorKind::NotFound => Ok(None),
-                error => Err(error),
-            },
+        match self.bucket.head(&self.url, key).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -265,10 +270,21 @@ impl Storage for S3 {
         range: ByteRange,
         version: Option<&Version>,
     ) -> Result<ByteStream> {
+        Ok(self.open(url, range, version).await?.bytes)
+    }
+
+    async fn open(
+        &self,
+        url: &StorageUrl,
+        range: ByteRange,
+        version: Option<&Version>,
+    ) -> Result<Opened> {
         let place = self.place(url)?;
         let key = place.address.file(url)?;
         if range.end == Some(range.start) {
-            return nothing(&place, range.start, version).await;
+            let bytes = nothing(&place, range.start, version).await?;
+            let checksum = None;
+            return Ok(Opened { bytes, checksum });
         }
         let options = ReaderOptions {
             if_match: version.map(|version| version.0.clone()),
@@ -284,14 +300,21 @@ impl Storage for S3 {
         };
         let (stream, found) = match opened {
             Ok(opened) => opened,
-            Err(error) => return refused(&place, range, version, place.failure(&error)).await,
+            Err(error) => {
+                let bytes = refused(&place, range, version, place.failure(&error)).await?;
+                let checksum = None;
+                return Ok(Opened { bytes, checksum });
+            }
         };
         // Not every server knows the condition, but every one tells what it sends.
-        let found = found.etag().and_then(reply::version);
-        if version.is_some() && found.as_ref() != version {
+        let found = info(&found);
+        if version.is_some() && found.version.as_ref() != version {
             return Err(place.changed());
         }
-        Ok(bytes_of(place, stream))
+        Ok(Opened {
+            bytes: bytes_of(place, stream),
+            checksum: found.checksum,
+        })
     }
 
     /// In parts, as core drives them, one after the other.

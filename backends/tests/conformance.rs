@@ -1,5 +1,6 @@
 //! Every backend keeps the promises of `Storage`.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -13,7 +14,11 @@ mod ftp;
 mod server;
 
 use ftp::FtpServer;
+use ftp::front::Front;
 use server::Server;
+
+/// How a client says `me` and `right` in a header.
+const BASIC: &str = "bWU6cmlnaHQ=";
 
 #[derive(serde::Deserialize)]
 struct Config {
@@ -55,7 +60,11 @@ fn main() -> ExitCode {
         claims.modes = true;
         let pvc = Subject::new("pvc", storage.clone(), url)
             .on("a directory of this machine")
-            .at_least(claims);
+            .at_least(claims)
+            .leftovers({
+                let path = directory.path().to_owned();
+                move || std::future::ready(ftp::temporaries(&path))
+            });
 
         let (read_only, url) = configured(
             &format!("{entry}\nread_only = true"),
@@ -81,13 +90,14 @@ fn main() -> ExitCode {
         let mut claims = Capabilities::read_only();
         claims.ranges = true;
         claims.write = true;
-        let wrong = server.url("/locked").replace("://", "://me:wrong@");
+        let wrong = server.url("/locked").replace("://", "://me:s3cr3t@");
         let http = Subject::new("http", storage.clone(), url)
             .on("axum, in the test")
             .at_least(claims)
             .reached_through(server.address, move |proxy| {
                 configured(entry, &address(proxy))
             })
+            .secrets([BASIC])
             .locked_out(storage, wrong.parse()?);
         let mut subjects = vec![pvc, read_only, http];
         subjects.extend(webdav_subjects().await?);
@@ -116,13 +126,18 @@ async fn webdav_subjects() -> anyhow::Result<Vec<Subject>> {
     let locked = url.join("locked");
     let source = tesk_core::storage::Source::bytes("x");
     storage.write(&locked, &source).await?;
-    let wrong = locked.with_credentials(Some("me".into()), Some("wrong".into()));
+    let wrong = locked.with_credentials(Some("me".into()), Some("s3cr3t".into()));
     let webdav = Subject::new("webdav", storage.clone(), url)
         .on("dav-server, in the test")
         .at_least(claims)
+        .secrets([BASIC])
         .locked_out(storage, wrong)
         .reached_through(server.address, move |proxy| {
             configured(entry, &address(proxy))
+        })
+        .leftovers(move || {
+            let server = server.clone();
+            async move { server.temporaries().await }
         });
 
     let mut subjects = vec![webdav];
@@ -139,7 +154,7 @@ async fn webdav_subjects() -> anyhow::Result<Vec<Subject>> {
         let name = format!("{name}{}", if atomic { "-put" } else { "" });
         let (storage, url) = configured(&entry, url)?;
         let wrong = url.join("locked");
-        let wrong = wrong.with_credentials(Some("me".into()), Some("wrong".into()));
+        let wrong = wrong.with_credentials(Some("me".into()), Some("s3cr3t".into()));
         let (host, text) = (url.host().to_owned(), url.to_secret_string());
         let mut subject = Subject::new(name.clone(), storage.clone(), url)
             .at_least(if webdav { claims } else { plain })
@@ -177,7 +192,8 @@ async fn ftp_subjects() -> anyhow::Result<Vec<Subject>> {
         ("ftp-tls", FtpServer::start_encrypted(false).await),
         ("ftps", FtpServer::start_encrypted(true).await),
     ] {
-        let server: &FtpServer = Box::leak(Box::new(server));
+        // It ends with the subject.
+        let server = Arc::new(server);
         server.put("locked", "x");
         let (scheme, tls) = match name {
             "ftp" => ("ftp", "none"),
@@ -190,15 +206,17 @@ async fn ftp_subjects() -> anyhow::Result<Vec<Subject>> {
             entry = format!("{entry}\nca_file = '{}'", server.ca_file().display());
         }
         let address = move |host| format!("{scheme}://me:right@{host}/scratch");
+        let files = server.clone();
         let (storage, url) = configured(&entry, &address(server.address))?;
-        let wrong = format!("{scheme}://me:wrong@{}/locked", server.address);
+        let wrong = format!("{scheme}://me:s3cr3t@{}/locked", server.address);
         let subject = Subject::new(name, storage.clone(), url)
             .on("libunftp, in the test")
             .at_least(claims)
             .locked_out(storage, wrong.parse()?)
             .reached_through(ftp::front::switchboard().await, move |proxy| {
                 configured(&entry, &address(server.through(proxy)))
-            });
+            })
+            .leftovers(move || std::future::ready(files.temporaries()));
         subjects.push(subject);
     }
     // Servers of other makes: `conformance/servers/ftp` starts them and sets this.
@@ -217,7 +235,26 @@ async fn ftp_subjects() -> anyhow::Result<Vec<Subject>> {
                 entry = format!("{entry}tls = '{tls}'\nca_file = '{ca_file}'\n");
             }
             let (storage, url) = configured(&entry, url)?;
-            subjects.push(Subject::new(name, storage, url).at_least(claims));
+            let wrong = url.join("locked");
+            let wrong = wrong.with_credentials(Some("me".into()), Some("s3cr3t".into()));
+            let mut subject = Subject::new(name, storage.clone(), url.clone())
+                .at_least(claims)
+                .locked_out(storage, wrong);
+            let server: SocketAddr = url.host().parse()?;
+            // With encryption nobody in between learns where data connections go.
+            if !name.contains("tls") && server.ip().is_loopback() {
+                let front = Front {
+                    port: server.port(),
+                    encryption: None,
+                };
+                let text = url.to_secret_string();
+                entry.push_str("command_timeout_secs = 5\n");
+                subject = subject.reached_through(ftp::front::switchboard().await, move |proxy| {
+                    let near = front.listen(Some(proxy)).to_string();
+                    configured(&entry, &text.replace(&server.to_string(), &near))
+                });
+            }
+            subjects.push(subject);
         }
     }
     Ok(subjects)

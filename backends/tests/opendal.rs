@@ -14,6 +14,14 @@ struct Config {
     storage: Vec<ConfigEntry>,
 }
 
+/// The cases that need files above 8 MiB.
+const LARGE: [&str; 4] = [
+    "usual_part_sizes_and_one_byte_more_or_less_are_kept",
+    "a_source_that_fails_fails_the_writing",
+    "a_writing_that_is_dropped_leaves_what_was_there",
+    "core_resumes_over_a_line_that_keeps_breaking",
+];
+
 /// The storage of an entry, and its URL below the prefix.
 fn configured(entry: ConfigEntry) -> anyhow::Result<(Arc<dyn Storage>, StorageUrl)> {
     let url: StorageUrl = format!("{}scratch", entry.prefixes()[0]).parse()?;
@@ -53,6 +61,11 @@ fn main() -> ExitCode {
             let name = format!("opendal-{name}");
             let (storage, url) = configured(entry.clone())?;
             let mut subject = Subject::new(name, storage, url).at_least(claims);
+            if subject.name() == "opendal-gcs" {
+                for case in LARGE {
+                    subject = subject.excused(case, "fake-gcs-server has no uploads in parts");
+                }
+            }
             if let Some(server) = server(&entry) {
                 subject = subject.reached_through(server, move |proxy| {
                     let mut entry = entry.clone();

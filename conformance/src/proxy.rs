@@ -27,6 +27,8 @@ pub enum Fault {
     StallAfter(u64),
     /// At most so many bytes a second.
     Slow(u64),
+    /// As many bytes come as the server sends, but without any sense.
+    Garbage,
 }
 
 /// A running proxy; dropped, it closes its port. Connections that are open go on.
@@ -120,7 +122,16 @@ async fn connect(client: TcpStream, server: SocketAddr, fault: Fault, plan: Arc<
             _ => u64::MAX,
         };
         let counter = &plan.to_server;
-        let ended = relay(&mut from_client, &mut to_server, limit, None, counter).await;
+        let noise = None;
+        let ended = relay(
+            &mut from_client,
+            &mut to_server,
+            limit,
+            None,
+            noise,
+            counter,
+        )
+        .await;
         let _ = to_server.shutdown().await;
         ended
     };
@@ -131,7 +142,16 @@ async fn connect(client: TcpStream, server: SocketAddr, fault: Fault, plan: Arc<
             _ => (u64::MAX, None),
         };
         let counter = &plan.to_client;
-        let ended = relay(&mut from_server, &mut to_client, limit, pace, counter).await;
+        let noise = (fault == Fault::Garbage).then(Noise::default);
+        let ended = relay(
+            &mut from_server,
+            &mut to_client,
+            limit,
+            pace,
+            noise,
+            counter,
+        )
+        .await;
         if ended == Ended::Limit && matches!(fault, Fault::StallAfter(_)) {
             std::future::pending::<()>().await;
         }
@@ -147,6 +167,24 @@ async fn connect(client: TcpStream, server: SocketAddr, fault: Fault, plan: Arc<
     }
 }
 
+/// Bytes by chance, the same ones in every run (xorshift64).
+struct Noise(u64);
+
+impl Default for Noise {
+    fn default() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+impl Noise {
+    fn next(&mut self) -> u8 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.to_be_bytes()[0]
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     Eof,
@@ -158,6 +196,7 @@ async fn relay(
     to: &mut (impl tokio::io::AsyncWrite + Unpin),
     mut limit: u64,
     pace: Option<u64>,
+    mut noise: Option<Noise>,
     counter: &AtomicU64,
 ) -> Ended {
     let mut buffer = vec![0; 64 << 10];
@@ -172,6 +211,9 @@ async fn relay(
         match from.read(&mut buffer[..most]).await {
             Ok(0) | Err(_) => return Ended::Eof,
             Ok(read) => {
+                if let Some(noise) = &mut noise {
+                    buffer[..read].fill_with(|| noise.next());
+                }
                 if to.write_all(&buffer[..read]).await.is_err() {
                     return Ended::Eof;
                 }

@@ -28,7 +28,8 @@
 //! Every case works in a directory of its own below the scratch URL. A case that needs what the
 //! plugin does not claim is reported as ignored, with the reason; for each such claim another
 //! case proves that the operation is refused. A subject none of whose cases ran has failed. What a
-//! case has written is removed after it, where the storage can.
+//! case has written is removed after it, where the storage can list and remove: a case after which
+//! something stays has failed. What a storage does not show, its [server](Subject::leftovers) tells.
 //!
 //! With [`REPORT`] in the environment, [`main`] also writes [`Report`]s. The command
 //! `tesk-conformance` judges the storages of a configuration.
@@ -37,6 +38,7 @@ mod cases;
 mod clean;
 mod context;
 mod report;
+mod watched;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -44,7 +46,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -54,12 +56,20 @@ use tesk_core::storage::{Capabilities, Storage, StorageUrl};
 
 pub use cases::{CASES, Case, Need};
 pub use context::Context;
+use watched::Secrets;
+
 pub use report::{Judged, Outcome, REPORT, Report};
 
 /// How long one case may take.
 const TIMEOUT: Duration = Duration::from_mins(2);
+/// How long a storage may go on to clean up after what was dropped.
+const CLEANING: Duration = Duration::from_secs(5);
+
+/// What is judged when all cases are over, where a subject tells its [leftovers](Subject::leftovers).
+pub const NOTHING_IS_LEFT: &str = "nothing_is_left_at_the_server";
 
 type Seed = Arc<dyn Fn(StorageUrl, Bytes) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;
+type Leftovers = Arc<dyn Fn() -> BoxFuture<'static, Vec<String>> + Send + Sync>;
 type Through =
     Arc<dyn Fn(SocketAddr) -> anyhow::Result<(Arc<dyn Storage>, StorageUrl)> + Send + Sync>;
 
@@ -80,6 +90,8 @@ pub struct Subject {
     network: Option<(SocketAddr, Through)>,
     locked_out: Option<(Arc<dyn Storage>, StorageUrl)>,
     excused: Vec<(&'static str, &'static str)>,
+    leftovers: Option<Leftovers>,
+    secrets: Vec<String>,
 }
 
 impl fmt::Debug for Subject {
@@ -95,6 +107,7 @@ impl Subject {
     /// A storage, and a directory in it that the suite may fill.
     pub fn new(name: impl Into<String>, storage: Arc<dyn Storage>, scratch: StorageUrl) -> Self {
         Self {
+            secrets: scratch.password().map(str::to_owned).into_iter().collect(),
             name: name.into(),
             server: None,
             storage,
@@ -104,6 +117,7 @@ impl Subject {
             network: None,
             locked_out: None,
             excused: Vec::new(),
+            leftovers: None,
         }
     }
 
@@ -157,11 +171,30 @@ impl Subject {
         self
     }
 
+    /// What the storage was configured with and no error may show, in any case: passwords, keys,
+    /// tokens. Those in URLs are known anyway.
+    #[must_use]
+    pub fn secrets(mut self, secrets: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.secrets.extend(secrets.into_iter().map(Into::into));
+        self
+    }
+
     /// A case that no plugin can pass against this server, and why. It is reported as ignored,
     /// with the reason.
     #[must_use]
     pub fn excused(mut self, case: &'static str, reason: &'static str) -> Self {
         self.excused.push((case, reason));
+        self
+    }
+
+    /// What is left at its server that the storage itself does not show: temporary files, uploads
+    /// in parts that nobody ends. Looked at when all cases are over; there must be none.
+    #[must_use]
+    pub fn leftovers<F>(mut self, look: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Vec<String>> + Send + 'static,
+    {
+        self.leftovers = Some(Arc::new(move || Box::pin(look())));
         self
     }
 
@@ -215,8 +248,33 @@ impl Subject {
         }
     }
 
+    /// Judges what is left at the server after these cases, where that is known.
+    async fn judge_leftovers(&self, cases: &[Judged]) -> Option<Judged> {
+        let look = self.leftovers.as_ref()?;
+        let ran = |judged: &Judged| !matches!(judged.outcome, Outcome::Ignored(_));
+        if !cases.iter().any(ran) {
+            return None;
+        }
+        let begin = Instant::now();
+        let outcome = loop {
+            let left = look().await;
+            if left.is_empty() {
+                break Outcome::Passed;
+            }
+            if begin.elapsed() > CLEANING {
+                break Outcome::Failed(format!("{} are left: {}", left.len(), left.join(", ")));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        Some(Judged {
+            case: NOTHING_IS_LEFT,
+            outcome,
+            took: begin.elapsed(),
+        })
+    }
+
     /// Judges all cases of which `chosen` is true, `at_once` of them at the same time, and calls
-    /// `each` as they end.
+    /// `each` as they end; in the end also what is [left](Self::leftovers).
     pub async fn judge_all(
         &self,
         chosen: impl Fn(&Case) -> bool,
@@ -231,17 +289,24 @@ impl Subject {
             each(&judged);
             all.push(judged);
         }
+        if let Some(judged) = self.judge_leftovers(&all).await {
+            each(&judged);
+            all.push(judged);
+        }
         self.report(all)
     }
 
     /// Removes the scratch directory with all that is in it, where the storage can. Gives the
     /// reason why something is left.
     pub async fn remove_scratch(&self) -> Result<(), String> {
-        clean::remove(&self.storage, &self.scratch).await
+        clean::remove(&self.storage, &self.scratch, CLEANING).await
     }
 
     fn report(&self, mut cases: Vec<Judged>) -> Report {
-        let place = |judged: &Judged| self::cases().position(|case| case.name == judged.case);
+        let place = |judged: &Judged| {
+            let found = self::cases().position(|case| case.name == judged.case);
+            found.unwrap_or(usize::MAX)
+        };
         cases.sort_by_key(place);
         Report {
             subject: self.name.clone(),
@@ -252,7 +317,8 @@ impl Subject {
     }
 
     async fn run(&self, case: &'static Case) -> anyhow::Result<()> {
-        let context = Context::new(self, case.name);
+        let secrets = Secrets::new(&self.secrets);
+        let context = Context::new(self, case.name, &secrets);
         let directory = context.directory().clone();
         // A task of its own: a case that panics or hangs takes nothing with it.
         let mut running = tokio::spawn((case.run)(context));
@@ -262,9 +328,18 @@ impl Subject {
             running.abort();
             Err(anyhow!("it took longer than {} s", TIMEOUT.as_secs()))
         };
-        // What cannot be removed is no fault of the case.
-        let _ = clean::remove(&self.storage, &directory).await;
-        ended
+        // What has failed need not be waited for.
+        let patience = ended.as_ref().map_or(Duration::ZERO, |()| CLEANING);
+        let cleaned = clean::remove(&self.storage, &directory, patience).await;
+        ended?;
+        if let Some(told) = secrets.told() {
+            bail!("an error shows a secret: {told}");
+        }
+        let claims = self.storage.capabilities();
+        if claims.list && claims.remove {
+            cleaned.map_err(|why| anyhow!("what it has written cannot be removed: {why}"))?;
+        }
+        Ok(())
     }
 
     /// Why a case cannot run.
@@ -314,9 +389,18 @@ pub fn main(subjects: impl AsyncFnOnce() -> anyhow::Result<Vec<Subject>>) -> Exi
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     let mut reports = Vec::new();
+    let mut left = false;
     for (subject, judged) in all {
-        let mut judged = judged.lock().unwrap_or_else(PoisonError::into_inner);
-        reports.push(subject.report(std::mem::take(&mut *judged)));
+        let judged = std::mem::take(&mut *judged.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut judged: Vec<Judged> = judged;
+        if let Some(last) = runtime.block_on(subject.judge_leftovers(&judged)) {
+            if let Outcome::Failed(why) = &last.outcome {
+                eprintln!("error: {}::{NOTHING_IS_LEFT}: {why}", subject.name);
+                left = true;
+            }
+            judged.push(last);
+        }
+        reports.push(subject.report(judged));
     }
     // With a filter it is for the caller to see how many ran.
     let all = !arguments.list && arguments.filter.is_none() && arguments.skip.is_empty();
@@ -326,6 +410,9 @@ pub fn main(subjects: impl AsyncFnOnce() -> anyhow::Result<Vec<Subject>>) -> Exi
     }
     if let Err(error) = Report::append(&reports) {
         eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    if left {
         return ExitCode::FAILURE;
     }
     conclusion.exit_code()

@@ -168,7 +168,8 @@ impl Serialize for Span {
 }
 
 /// Overrides keys of `table` by environment variables: `TESK_SERVER__LISTEN=…` sets
-/// `server.listen`. Values are read as TOML, and as plain text where that fails.
+/// `server.listen`. Values are read as TOML, and as plain text where that fails, and where it is a
+/// date: no key has one that is not text.
 pub fn override_from_env(
     table: &mut toml::Table,
     variables: impl Iterator<Item = (String, String)>,
@@ -180,6 +181,7 @@ pub fn override_from_env(
         let value = toml::from_str::<toml::Table>(&format!("v = {value}"))
             .ok()
             .and_then(|mut t| t.remove("v"))
+            .filter(|value| !value.is_datetime())
             .unwrap_or(toml::Value::String(value));
         let keys: Vec<_> = path.split("__").map(str::to_ascii_lowercase).collect();
         let Some((last, parents)) = keys.split_last() else {
@@ -351,6 +353,7 @@ mod tests {
         let variables = [
             ("TESK_SERVER__LISTEN", "127.0.0.1:1"),
             ("TESK_SERVER__MAX_BODY", "5"),
+            ("TESK_SERVER__CREATED", "2026-01-31T12:00:00Z"),
             ("TESK_SERVER", "http://x"),
             ("HOME", "/"),
         ];
@@ -360,6 +363,8 @@ mod tests {
         );
         assert_eq!(table["server"]["listen"].as_str(), Some("127.0.0.1:1"));
         assert_eq!(table["server"]["max_body"].as_integer(), Some(5));
+        let created = table["server"]["created"].as_str();
+        assert_eq!(created, Some("2026-01-31T12:00:00Z"));
         assert_eq!(table.len(), 1);
     }
 }

@@ -400,6 +400,21 @@ impl Root {
     }
 }
 
+/// Removes what is at `path` of this machine and everything below it, as [`Root::remove_all`]
+/// does. Symlinks are followed on the way to its parent only.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    let name = path
+        .file_name()
+        .and_then(|name| RelPath::new(name.as_bytes()));
+    let (Some(parent), Some(name)) = (path.parent(), name) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    match Root::open(parent, Symlinks::Refused) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        root => root?.remove_all(&name),
+    }
+}
+
 /// What temporary names begin and end with; between them are 32 random hexadecimal digits.
 const TEMP_PREFIX: &str = ".tesk-";
 const TEMP_SUFFIX: &str = ".part";

@@ -7,16 +7,20 @@
 //!
 //! - [`url`]: [`StorageUrl`], an address with its credentials kept apart and hidden.
 //! - [`error`]: [`Error`] = kind + retryable + redacted URL + source.
+//! - [`cleanup`]: what is still to be removed when a program ends.
 //! - [`capabilities`]: what a plugin can do; everything else is refused.
 //! - [`mod@file`]: bytes from open files, for plugins that have such.
 //! - [`source`]: bytes to be written that can be read again from any offset.
+//! - [`wait_for_turn`]: how a plugin says that an operation waits for others of its own.
 //! - [`registry`]: `[[storage]]` entries of the configuration, routed by longest prefix.
 
 pub mod capabilities;
+pub mod cleanup;
 pub mod error;
 pub mod file;
 pub mod registry;
 pub mod source;
+pub(crate) mod turns;
 pub mod url;
 
 use std::fmt;
@@ -31,6 +35,7 @@ pub use capabilities::Capabilities;
 pub use error::{Error, ErrorKind, Result};
 pub use registry::{ConfigError, Entry as ConfigEntry, Factory, Registry, RegistryBuilder};
 pub use source::Source;
+pub use turns::wait_for_turn;
 pub use url::StorageUrl;
 
 use crate::rooted::{RelPath, Root};
@@ -41,6 +46,9 @@ use crate::time::Timestamp;
 /// `capabilities`, `stat` and `read` are required; a strong plugin implements all. Every method must be
 /// cancel-safe in this sense: when its future (or a stream it returned) is dropped, nothing
 /// that [`stat`](Storage::stat) can see is half-written, and the plugin stays usable.
+///
+/// An operation of which nothing is heard is given up after a while. One that waits for others of
+/// the same plugin, because connections are few, does so in [`wait_for_turn`].
 ///
 /// How this trait may change: see `docs/writing-a-storage-plugin.md`.
 #[async_trait]
@@ -76,6 +84,22 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
         range: ByteRange,
         version: Option<&Version>,
     ) -> Result<ByteStream>;
+
+    /// The same as [`read`](Storage::read), which core never calls itself, with what the reply
+    /// tells of the file: so one that is only known from a listing has its checksum compared too.
+    /// To be implemented where replies tell checksums.
+    async fn open(
+        &self,
+        url: &StorageUrl,
+        range: ByteRange,
+        version: Option<&Version>,
+    ) -> Result<Opened> {
+        let bytes = self.read(url, range, version).await?;
+        Ok(Opened {
+            bytes,
+            checksum: None,
+        })
+    }
 
     /// Writes the whole of `source` to `url`, replacing what file was there; parents are
     /// created. All or nothing that [`stat`](Storage::stat) can see, where
@@ -193,6 +217,12 @@ pub enum Checksum {
     Md5([u8; 16]),
     /// SHA-256 of the whole content.
     Sha256([u8; 32]),
+    /// CRC-64/NVME of the whole content, as S3 has it.
+    Crc64Nvme(u64),
+    /// CRC-32C (Castagnoli, RFC 3720) of the whole content.
+    Crc32c(u32),
+    /// CRC-32 (ISO/HDLC, as in zip) of the whole content.
+    Crc32(u32),
 }
 
 /// The bytes of a file to read: from `start`, to `end` (exclusive) or the end of the file.
@@ -228,6 +258,22 @@ impl From<Range<u64>> for ByteRange {
             start: range.start,
             end: Some(range.end),
         }
+    }
+}
+
+/// A reading that has begun.
+pub struct Opened {
+    /// The bytes that were asked for.
+    pub bytes: ByteStream,
+    /// The checksum of the whole file, whatever part of it is read, where the reply tells one.
+    pub checksum: Option<Checksum>,
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened")
+            .field("checksum", &self.checksum)
+            .finish_non_exhaustive()
     }
 }
 

@@ -11,20 +11,24 @@
 //!   and for connections to a host that all transfers of an engine share.
 //! - **Nothing half-done is visible**: local files get their name when they are whole;
 //!   remote ones too, where a storage writes in place but can rename.
-//! - **Verification**: the size always; a checksum where the storage tells one (MD5, SHA-256),
-//!   except for copies inside this machine's kernel. One stream is hashed as it is written;
-//!   ranges and uploads are read once more, from the local file.
+//! - **Verification**: the size always; a checksum where the storage tells one (MD5, SHA-256, CRCs),
+//!   with a look at the file or with its bytes, except for copies inside this machine's kernel. One
+//!   stream is hashed as it is written; ranges and uploads are read once more, from the local
+//!   file. A copy between two storages is hashed as it is read: its last bytes are only sent if
+//!   they are right, and parts of it go one after another.
 //! - **Hostile names** in listings (`..`, absolute, NUL, twice, below a file) end the transfer
 //!   before anything of that name is made.
 //! - **No secrets in errors**: credentials and queries are cut from whatever a plugin says.
 //!
 //! Dropping a transfer's future stops it soon and leaves no partial file behind, except one that
-//! is written in place.
+//! is written in place. What a storage has of it under another name is removed a moment later, if
+//! the program is still there.
 
 mod copy;
 mod directory;
 mod fetch;
 mod limits;
+mod placing;
 mod progress;
 mod read;
 mod retry;
@@ -43,19 +47,19 @@ use tokio::task::JoinSet;
 
 use self::directory::{ended, finished};
 use self::limits::Limits;
-use self::retry::with_retries;
+use self::placing::Placing;
 use crate::rooted::RelPath;
 use crate::storage::file::{Short, on_one_thread};
 use crate::storage::{
-    Entry, EntryStream, Error, ErrorKind, LocalPath, Registry, Result, StorageUrl,
+    Entry, EntryStream, Error, ErrorKind, LocalPath, Registry, Result, StorageUrl, cleanup,
 };
 
 pub use copy::{Copied, End};
 pub use limits::STREAM_MIB;
 pub use settings::Settings;
 
-/// The mode of every file and directory that is fetched: a task's inputs are its own copies, to
-/// be read, changed and run by whatever user its image has.
+/// The mode of every file and directory that is fetched for a task: its inputs are its own copies,
+/// to be read, changed and run by whatever user its image has.
 pub const FETCHED_MODE: u32 = 0o777;
 
 /// The most small files of this machine that one thread moves one after another.
@@ -131,11 +135,7 @@ impl Engine {
     /// What is at `url`; nothing is `None`.
     pub async fn stat(&self, url: &StorageUrl) -> Result<Option<Entry>> {
         let storage = self.registry.route(url)?;
-        with_retries(&self.settings, url, || async {
-            let _permit = self.limits.stream(&[url]).await;
-            storage.stat(url).await
-        })
-        .await
+        self.request(url, || storage.stat(url)).await
     }
 
     /// Everything below the directory `url`, recursively, as [`Storage::list`] gives it: names
@@ -159,8 +159,17 @@ impl Engine {
         to: &LocalPath,
         in_place: bool,
     ) -> Result<Moved> {
+        let placing = if in_place {
+            Placing::InPlace
+        } else {
+            Placing::Staged
+        };
+        self.fetch_one(url, to, placing).await
+    }
+
+    async fn fetch_one(&self, url: &StorageUrl, to: &LocalPath, placing: Placing) -> Result<Moved> {
         let storage = self.registry.route(url)?;
-        self.counted(self.fetch(&storage, url, None, to, in_place))
+        self.counted(self.fetch(&storage, url, None, to, placing))
             .await
     }
 
@@ -168,11 +177,20 @@ impl Engine {
     /// [`FETCHED_MODE`], empty directories included; sorted by path. A file at `url` is
     /// [`Invalid`](crate::storage::ErrorKind::Invalid). Trees merge. The first failure ends the rest.
     pub async fn fetch_directory(&self, url: &StorageUrl, to: &LocalPath) -> Result<Vec<Moved>> {
+        self.fetch_all(url, to, Placing::Staged).await
+    }
+
+    async fn fetch_all(
+        &self,
+        url: &StorageUrl,
+        to: &LocalPath,
+        placing: Placing,
+    ) -> Result<Vec<Moved>> {
         let url = url.without_trailing_slash();
         let storage = self.registry.route(&url)?;
         let (engine, shown, to) = (self.clone(), url.clone(), to.clone());
         spawned(&shown, async move {
-            engine.fetch_tree(&storage, &url, &to).await
+            engine.fetch_tree(&storage, &url, &to, placing).await
         })
         .await
     }
@@ -197,11 +215,7 @@ impl Engine {
         if !storage.capabilities().directories {
             return Ok(());
         }
-        with_retries(&self.settings, url, || async {
-            let _permit = self.limits.stream(&[url]).await;
-            storage.make_directory(url).await
-        })
-        .await
+        self.request(url, || storage.make_directory(url)).await
     }
 
     /// Copies one file from any storage to any other.
@@ -259,7 +273,7 @@ async fn spawned<T: Send + 'static>(
     transfer: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
     let mut task = JoinSet::new();
-    task.spawn(transfer);
+    task.spawn(cleanup::track(transfer));
     match task.join_next().await {
         Some(done) => finished(url, done),
         None => Err(Error::new(ErrorKind::Other, url, "a transfer was not run")),

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tesk_core::storage::RegistryBuilder;
+use tesk_core::storage::{RegistryBuilder, cleanup};
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -76,6 +76,7 @@ fn run(command: &Subcommands, plugins: &RegistryBuilder) -> anyhow::Result<u8> {
             Subcommands::Copy(options) => copy::run(options, plugins).await,
         }
     });
+    runtime.block_on(cleanup::finish());
     // A write that hangs in a dead file system must not keep us.
     runtime.shutdown_background();
     code

@@ -28,7 +28,7 @@ pub use self::watch::{Seen, Watch};
 
 /// The version of a [`Record`]'s JSON.
 pub const VERSION: u32 = 1;
-/// The largest record, in bytes: two tails of text, escaped.
+/// The largest record, in bytes: two tails of text, escaped, and lines for the system log.
 pub const MAX_RECORD: u64 = 4 * 1024 * 1024;
 
 /// A step of an attempt.

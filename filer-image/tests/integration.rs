@@ -18,6 +18,8 @@ mod integration {
     mod packed;
     // The pod that the others run.
     mod pod;
+    // A delivery that is told to end leaves nothing at its server.
+    mod stopped;
     // Supervision as only a real process can be: PID 1, signals, memory.
     mod supervisor;
 }

@@ -3,13 +3,15 @@
 //! ```toml
 //! [[user]]
 //! name = "ada"
-//! group = "engines"               # optional
+//! group = "engines"               # optional, recorded with the user's tasks
 //! admin = false                   # sees and cancels everybody's tasks
 //! tokens = ["<SHA-256 in hex>"]   # made by `tesk auth token`
 //! password = "$argon2id$…"        # made by `tesk auth hash`
 //! ```
+//!
+//! A user may have several entries, as `tesk auth token ada >> users.toml` makes one each time.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -55,8 +57,7 @@ struct File {
 struct User {
     name: String,
     group: Option<String>,
-    #[serde(default)]
-    admin: bool,
+    admin: Option<bool>,
     #[serde(default)]
     tokens: Vec<String>,
     password: Option<String>,
@@ -157,19 +158,14 @@ impl Users {
             tokens: HashMap::new(),
             passwords: HashMap::new(),
         };
-        let mut names = HashSet::new();
-        for user in entries {
+        for user in merge(entries)? {
             let name = user.name;
-            check_name(&name)?;
-            if !names.insert(name.clone()) {
-                return Err(format!("user `{name}` is there twice"));
-            }
             let caller = Caller {
                 owner: Owner {
                     user: name.clone(),
                     group: user.group,
                 },
-                sees_all: user.admin,
+                sees_all: user.admin.unwrap_or_default(),
             };
             for token in user.tokens {
                 let digest = from_hex(&token).ok_or_else(|| {
@@ -192,6 +188,39 @@ impl Users {
         }
         Ok(users)
     }
+}
+
+/// One entry for each user. Of several all tokens count; what one leaves out another may say, but
+/// none the opposite.
+fn merge(entries: Vec<User>) -> Result<impl Iterator<Item = User>, String> {
+    fn join<T: PartialEq>(
+        name: &str,
+        key: &str,
+        a: &mut Option<T>,
+        b: Option<T>,
+    ) -> Result<(), String> {
+        if a.is_some() && b.is_some() && *a != b {
+            return Err(format!(
+                "user `{name}` is there more than once, with another {key}: keep one"
+            ));
+        }
+        *a = a.take().or(b);
+        Ok(())
+    }
+    let mut users = BTreeMap::<String, User>::new();
+    for entry in entries {
+        check_name(&entry.name)?;
+        let Some(user) = users.get_mut(&entry.name) else {
+            users.insert(entry.name.clone(), entry);
+            continue;
+        };
+        let name = &entry.name;
+        join(name, "group", &mut user.group, entry.group)?;
+        join(name, "admin", &mut user.admin, entry.admin)?;
+        join(name, "password", &mut user.password, entry.password)?;
+        user.tokens.extend(entry.tokens);
+    }
+    Ok(users.into_values())
 }
 
 /// Whether a user can have this name: what HTTP's Basic scheme can carry (RFC 7617).
@@ -225,4 +254,48 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
         *byte = (high << 4 | low) as u8;
     }
     Some(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn users(text: &str) -> Result<Users, String> {
+        let file: File = tesk_core::config::parse("users.toml", text)?;
+        Users::from_entries(None, file.user)
+    }
+
+    #[test]
+    fn entries_of_one_user_add_up_unless_they_say_the_opposite() {
+        let token = |token| hex(&token_digest(token));
+        let ada = |more: &str| format!("[[user]]\nname = \"ada\"\n{more}\n");
+        let (one, two) = (token("one"), token("two"));
+        let first = ada(&format!(
+            "admin = true\ngroup = \"g\"\ntokens = [\"{one}\"]"
+        ));
+        let second = ada(&format!("tokens = [\"{two}\"]"));
+        for text in [first.clone() + &second, second + &first] {
+            let users = users(&text).unwrap();
+            assert_eq!(users.tokens.len(), 2);
+            for caller in users.tokens.values() {
+                assert!(caller.sees_all);
+                assert_eq!(caller.owner.group.as_deref(), Some("g"));
+            }
+        }
+        let password = |salt: char| {
+            let salt = String::from(salt).repeat(16);
+            ada(&format!(
+                "password = \"$argon2id$v=19$m=8,t=1,p=1${salt}$aaaaaaaaaaaaaaaaaaaaaa\""
+            ))
+        };
+        for (more, key) in [
+            (ada("admin = false"), "admin"),
+            (ada("group = \"h\""), "group"),
+            (password('a') + &password('b'), "password"),
+        ] {
+            let error = users(&(first.clone() + &more)).unwrap_err();
+            assert!(error.contains("`ada`") && error.contains(key), "{error}");
+        }
+        users(&(first.clone() + &first)).unwrap_err();
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use clap::{Args, CommandFactory, Subcommand};
 
+use super::serve::log_filter;
 use super::storage::probe;
 use super::{Cli, Failure, Outcome, engine, print, start_log};
 use crate::auth::{UsersFile, basic, users};
@@ -95,6 +96,8 @@ impl ConfigCommand {
         engine::install_crypto();
         let config = Config::load(file.as_deref(), std::env::vars())?;
         config.refuse_open_to_others()?;
+        engine::refuse_own_files(&config)?;
+        log_filter(&config.server)?;
         let registry = engine::registry(&config.storage)?;
         let users = match &config.auth.users {
             Some(path) => {

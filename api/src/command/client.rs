@@ -1,8 +1,10 @@
 //! A client of the API: one server, one identity.
 
+use std::fmt;
 use std::time::Duration;
 
-use reqwest::{Method, RequestBuilder};
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 use tesk_core::storage::StorageUrl;
 use url::Url;
@@ -18,6 +20,42 @@ pub(super) struct Client {
     base: Url,
     http: reqwest::Client,
     identity: Identity,
+}
+
+/// Why a request has no good answer.
+#[derive(Debug)]
+pub(super) struct Refused {
+    text: String,
+    /// That it may have one soon, such as from a server that is restarted now; and after how long,
+    /// if somebody said so.
+    pub(super) passes: Option<Duration>,
+}
+
+impl Refused {
+    fn passing(text: String) -> Self {
+        Self {
+            text,
+            passes: Some(Duration::ZERO),
+        }
+    }
+}
+
+impl From<String> for Refused {
+    fn from(text: String) -> Self {
+        Self { text, passes: None }
+    }
+}
+
+impl From<Refused> for String {
+    fn from(refused: Refused) -> Self {
+        refused.text
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
 }
 
 #[derive(Debug)]
@@ -63,7 +101,7 @@ impl Client {
     }
 
     /// Creates a task, and answers its id.
-    pub(super) async fn create(&self, document: Vec<u8>, key: &str) -> Result<String, String> {
+    pub(super) async fn create(&self, document: Vec<u8>, key: &str) -> Result<String, Refused> {
         let request = self
             .request(Method::POST, "tasks")?
             .header("content-type", "application/json")
@@ -74,12 +112,15 @@ impl Client {
         let id = reply["id"]
             .as_str()
             .filter(|id| !id.is_empty() && id.chars().all(|c| c.is_ascii_graphic()));
-        id.map(str::to_owned)
-            .ok_or_else(|| "the server answered without the id of a task".to_owned())
+        id.map(str::to_owned).ok_or_else(|| {
+            "the server answered without the id of a task"
+                .to_owned()
+                .into()
+        })
     }
 
     /// A task as the server shows it.
-    pub(super) async fn get(&self, id: &str, view: &str) -> Result<Value, String> {
+    pub(super) async fn get(&self, id: &str, view: &str) -> Result<Value, Refused> {
         let request = self.request(Method::GET, &path(id))?;
         self.send(request.query(&[("view", view)])).await
     }
@@ -89,20 +130,23 @@ impl Client {
         &self,
         id: &str,
         executor: usize,
-    ) -> Result<Option<reqwest::Response>, String> {
+    ) -> Result<Option<reqwest::Response>, Refused> {
         let request = self.request(Method::GET, &format!("{}:output", path(id)))?;
         let request = request.query(&[("executor", executor)]).timeout(FOR_EVER);
         let response = request.send().await.map_err(|error| self.silence(&error))?;
+        if passes(response.status()) {
+            return self.read(response).await.map(|_| None);
+        }
         Ok(response.status().is_success().then_some(response))
     }
 
-    pub(super) async fn cancel(&self, id: &str) -> Result<(), String> {
+    pub(super) async fn cancel(&self, id: &str) -> Result<(), Refused> {
         let request = self.request(Method::POST, &format!("{}:cancel", path(id)))?;
         self.send(request).await.map(drop)
     }
 
     /// A page of tasks.
-    pub(super) async fn list(&self, query: &[(&str, String)]) -> Result<Value, String> {
+    pub(super) async fn list(&self, query: &[(&str, String)]) -> Result<Value, Refused> {
         self.send(self.request(Method::GET, "tasks")?.query(query))
             .await
     }
@@ -117,29 +161,51 @@ impl Client {
         })
     }
 
-    fn silence(&self, error: &reqwest::Error) -> String {
-        format!("no answer from {}: {}", self.base, cause(error))
+    fn silence(&self, error: &reqwest::Error) -> Refused {
+        Refused::passing(format!("no answer from {}: {}", self.base, cause(error)))
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Value, String> {
+    async fn send(&self, request: RequestBuilder) -> Result<Value, Refused> {
         let response = request.send().await.map_err(|error| self.silence(&error))?;
+        self.read(response).await
+    }
+
+    async fn read(&self, response: reqwest::Response) -> Result<Value, Refused> {
         let status = response.status();
-        let text = response
-            .text()
-            .await
-            .map_err(|error| format!("the answer of {} broke off: {}", self.base, cause(&error)))?;
+        let passes = passes(status).then(|| pause(response.headers()));
+        let text = response.text().await.map_err(|error| {
+            let (base, cause) = (&self.base, cause(&error));
+            Refused::passing(format!("the answer of {base} broke off: {cause}"))
+        })?;
         let json: Result<Value, _> = serde_json::from_str(&text);
         if status.is_success() {
-            return json.map_err(|_| format!("{} does not speak TES", self.base));
+            return json.map_err(|_| format!("{} does not speak TES", self.base).into());
         }
         let msg = json
             .ok()
             .and_then(|json| json["msg"].as_str().map(str::to_owned));
-        Err(match msg {
+        let text = match msg {
             Some(msg) => format!("{msg} (HTTP {})", status.as_u16()),
             None => format!("{} answered HTTP {status}", self.base),
-        })
+        };
+        Err(Refused { text, passes })
     }
+}
+
+/// Whether it is how a server says that it is away for a while, or a proxy that there is none.
+fn passes(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+    )
+}
+
+/// What `Retry-After` asks for. Its other form, a date, is of no use to clocks that differ.
+fn pause(headers: &HeaderMap) -> Duration {
+    let seconds = headers
+        .get(RETRY_AFTER)
+        .and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    Duration::from_secs(seconds.unwrap_or(0))
 }
 
 /// The API below an address that people give, of the server or of the API itself; and the user

@@ -304,7 +304,7 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+        if let Err(error) = tesk_core::rooted::remove_tree(&self.0) {
             eprintln!("tesk: cannot remove {}: {error}", self.0.display());
         }
     }

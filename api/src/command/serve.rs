@@ -149,12 +149,16 @@ async fn watch_signals(app: App, auth: Arc<Authenticator>, stop: CancellationTok
     }
 }
 
+/// Which log lines are written.
+pub(super) fn log_filter(server: &Server) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(&server.log)
+        .map_err(|error| format!("server.log: `{}` is not a log filter: {error}", server.log))
+}
+
 /// Log lines go to standard error.
 fn start_log(server: &Server) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&server.log)
-        .map_err(|error| format!("server.log: `{}` is not a log filter: {error}", server.log))?;
     let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(log_filter(server)?)
         .with_writer(std::io::stderr)
         // Else a closed standard error turns every line into a panic of whoever wrote it.
         .log_internal_errors(false)

@@ -259,12 +259,15 @@ fn facts(object: &mut Map<String, Value>, kind: &EntryKind) {
     }
 }
 
-/// `md5:…`, `sha256:…`
+/// `md5:…`, `sha256:…`, `crc64nvme:…` and the like.
 fn checksum(info: &FileInfo) -> Option<String> {
     use crate::auth::users::hex;
     match info.checksum.as_ref()? {
         Checksum::Md5(sum) => Some(format!("md5:{}", hex(sum))),
         Checksum::Sha256(sum) => Some(format!("sha256:{}", hex(sum))),
+        Checksum::Crc64Nvme(sum) => Some(format!("crc64nvme:{sum:016x}")),
+        Checksum::Crc32c(sum) => Some(format!("crc32c:{sum:08x}")),
+        Checksum::Crc32(sum) => Some(format!("crc32:{sum:08x}")),
         _ => None,
     }
 }

@@ -1,6 +1,6 @@
 //! What a client asks of a server.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,15 +9,18 @@ use serde_json::{Value, json};
 use tesk_core::tes::{State, TaskLog};
 use tokio::time::{Instant, sleep};
 
-use super::client::Client;
+use super::client::{Client, Refused};
 use super::{Failure, Outcome, Remote, complain, document, print, show};
 
 /// How often `wait` and `logs -f` ask.
 const POLL: Duration = Duration::from_millis(500);
 /// A line that is longer is shown before its end.
 const LONGEST_LINE: usize = 64 << 10;
-/// How often a server that does not answer is asked again before `wait` gives up.
-const PATIENCE: u32 = 10;
+/// How long a server that does not answer is asked again before `wait` and `logs -f` give up: a
+/// restart, or a proxy that has nobody behind it for a while.
+const PATIENCE: Duration = Duration::from_mins(5);
+/// The longest pause that a server may ask for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// `tesk submit`
 #[derive(Debug, Args)]
@@ -84,7 +87,7 @@ pub(super) struct List {
     /// Only tasks whose name begins with this
     #[arg(long, value_name = "TEXT")]
     name_prefix: Option<String>,
-    /// Only tasks with this tag; may be repeated
+    /// Only tasks with this tag; may be repeated, for 32 tags at most
     #[arg(long, value_name = "KEY[=VALUE]")]
     tag: Vec<String>,
     /// At most this many tasks
@@ -253,8 +256,17 @@ impl Logs {
     pub(super) async fn execute(self) -> Outcome {
         let client = Client::new(&self.remote)?;
         let mut shown = Shown::default();
+        let mut patience = Patience::default();
         loop {
-            let task = show::read(client.get(&self.id, "FULL").await?)?;
+            let task = match client.get(&self.id, "FULL").await {
+                Ok(task) => show::read(task)?,
+                Err(refused) if self.follow => {
+                    sleep(patience.endure(refused)?).await;
+                    continue;
+                }
+                Err(refused) => return Err(refused.into()),
+            };
+            patience = Patience::default();
             let logs = task.logs.as_deref().unwrap_or_default();
             print(&shown.rest_of(logs))?;
             if !self.follow {
@@ -283,8 +295,12 @@ impl Logs {
         if !shown.is_new(executor) {
             return Ok(false);
         }
-        let Some(mut output) = client.output(&self.id, executor).await? else {
-            return Ok(false);
+        let mut output = match client.output(&self.id, executor).await {
+            Ok(Some(output)) => output,
+            Ok(None) => return Ok(false),
+            // The task itself is asked for next, with patience.
+            Err(refused) if refused.passes.is_some() => return Ok(false),
+            Err(refused) => return Err(refused.into()),
         };
         let mut skip = shown.bytes;
         let mut line = Vec::new();
@@ -382,6 +398,32 @@ impl Wait {
     }
 }
 
+/// With a server that does not answer at present.
+#[derive(Default)]
+struct Patience {
+    /// Since when there is no answer.
+    silent: Option<Instant>,
+}
+
+impl Patience {
+    /// How long to wait before the server is asked again; or why there is no use in that.
+    fn endure(&mut self, refused: Refused) -> Result<Duration, Failure> {
+        let Some(pause) = refused.passes else {
+            return Err(refused.into());
+        };
+        match self.silent {
+            None => {
+                let minutes = PATIENCE.as_secs() / 60;
+                complain(&format!("{refused}; asking again for {minutes} minutes"));
+                self.silent = Some(Instant::now());
+            }
+            Some(since) if since.elapsed() >= PATIENCE => return Err(refused.into()),
+            Some(_) => {}
+        }
+        Ok(pause.clamp(POLL, LONGEST_PAUSE))
+    }
+}
+
 /// Waits until all of `ids` have ended, and prints each as it does.
 async fn wait_for(
     client: &Client,
@@ -391,30 +433,37 @@ async fn wait_for(
 ) -> Outcome {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     let mut all_complete = true;
-    let mut silent = 0;
+    let mut patience = Patience::default();
     loop {
         let mut running = Vec::new();
-        for id in ids {
-            match client.get(&id, "MINIMAL").await.and_then(show::read) {
-                Ok(task) if task.state.is_terminal() => {
-                    silent = 0;
+        let mut pause = POLL;
+        let mut rest = ids.into_iter();
+        for id in rest.by_ref() {
+            let of_task = |error: &dyn Display| Failure::Error(format!("{id}: {error}"));
+            match client.get(&id, "MINIMAL").await {
+                Ok(task) => {
+                    patience = Patience::default();
+                    let task = show::read(task).map_err(|error| of_task(&error))?;
+                    if !task.state.is_terminal() {
+                        running.push(id);
+                        continue;
+                    }
                     all_complete &= task.state == State::Complete;
                     if !quiet {
                         print(&format!("{id} {}\n", task.state))?;
                     }
                 }
-                Ok(_) => {
-                    silent = 0;
+                // A task that is not there is a reason to give up.
+                Err(refused) if refused.passes.is_none() => return Err(of_task(&refused)),
+                // A server that is away is not; it would not answer for the others either.
+                Err(refused) => {
+                    pause = patience.endure(refused)?;
                     running.push(id);
+                    break;
                 }
-                // A server that restarts is no reason to give up; a task that is not there is.
-                Err(error) if error.starts_with("no answer") && silent < PATIENCE => {
-                    silent += 1;
-                    running.push(id);
-                }
-                Err(error) => return Err(Failure::Error(format!("{id}: {error}"))),
             }
         }
+        running.extend(rest);
         ids = running;
         if ids.is_empty() {
             break;
@@ -425,7 +474,8 @@ async fn wait_for(
                 ids.join(", ")
             )));
         }
-        sleep(POLL).await;
+        let left = deadline.map(|deadline| deadline - Instant::now());
+        sleep(left.map_or(pause, |left| pause.min(left))).await;
     }
     if all_complete {
         Ok(())

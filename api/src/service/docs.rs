@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::io::{Cursor, Read};
 use std::sync::LazyLock;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -97,7 +98,10 @@ pub(super) async fn page() -> Response {
 }
 
 /// A file of the page.
-pub(super) async fn asset(Path(name): Path<String>) -> Result<Response, ApiError> {
+pub(super) async fn asset(path: Result<Path<String>, PathRejection>) -> Result<Response, ApiError> {
+    let Ok(Path(name)) = path else {
+        return Err(ApiError::no_such_path());
+    };
     if name == "start.js" {
         let start = Bytes::from_static(START.as_bytes());
         return Ok(file("text/javascript; charset=utf-8", start));

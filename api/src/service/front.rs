@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 
-use super::App;
 use super::error::{ApiError, Internal};
+use super::{App, body};
 
 /// Checks where a request comes from, bounds and times it, and makes panics and internal
 /// errors into replies that tell only a reference.
@@ -21,16 +21,21 @@ pub(super) async fn front(State(app): State<App>, request: Request, next: Next) 
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let operation = operation(&request);
+    let (request, rest) = body::lend(request);
 
     let mut response = match app.guard.check(&request) {
-        Ok(cors) => cors.apply(answer(&app, request, next).await),
+        Ok(cors) => {
+            let mut response = answer(&app, request, next).await;
+            if let Some(Internal(detail)) = response.extensions_mut().remove() {
+                let reference = id.to_str().unwrap_or_default();
+                tracing::error!(request = reference, %method, path, detail, "internal error");
+                response = ApiError::reference(reference);
+            }
+            // Last: a page of a listed origin may read errors too.
+            cors.apply(response)
+        }
         Err(response) => *response,
     };
-    if let Some(Internal(detail)) = response.extensions_mut().remove() {
-        let reference = id.to_str().unwrap_or_default();
-        tracing::error!(request = reference, %method, path, detail, "internal error");
-        response = ApiError::reference(reference);
-    }
     let status = response.status();
     let took = start.elapsed();
     app.metrics
@@ -50,6 +55,10 @@ pub(super) async fn front(State(app): State<App>, request: Request, next: Next) 
         access!(debug);
     }
     response.headers_mut().insert("x-request-id", id);
+    // Of a body that does not come, no rest will.
+    if status != StatusCode::REQUEST_TIMEOUT {
+        rest.drain().await;
+    }
     response
 }
 

@@ -118,7 +118,7 @@ fn paths() -> Value {
                 "parameters": [
                     parameter("name_prefix", "Only tasks whose name begins with this.", &json!({ "type": "string" })),
                     parameter("state", "Only tasks in this state.", &reference("State")),
-                    parameter("tag_key", "Only tasks with this tag; repeated, all must hold. Paired by position with tag_value.", &strings),
+                    parameter("tag_key", "Only tasks with this tag; repeated, all must hold. Paired by position with tag_value. At most 32 different ones.", &strings),
                     parameter("tag_value", "The value that the tag at the same position must have; empty is any.", &strings),
                     parameter("page_size", "Tasks on a page.", &json!({ "type": "integer", "minimum": 1, "maximum": 2047, "default": 256 })),
                     parameter("page_token", "The next_page_token of the page before.", &json!({ "type": "string" })),
@@ -132,7 +132,7 @@ fn paths() -> Value {
                 "description": "The task is stored when this answers. It runs as soon as there is room.",
                 "parameters": [{
                     "name": "Idempotency-Key", "in": "header",
-                    "description": "The same key with the same document within a day answers the same id, and makes no second task.",
+                    "description": "The same key with the same document answers the same id, and makes no second task, for as long as the server remembers keys: a day, unless its operator chose otherwise.",
                     "schema": { "type": "string", "minLength": 1, "maxLength": 255 }
                 }],
                 "requestBody": { "required": true, "content": content(&reference("Task")) },

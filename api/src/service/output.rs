@@ -15,7 +15,7 @@ use tesk_core::tes::ExecutorLog;
 
 use super::App;
 use super::error::ApiError;
-use super::tasks::{parameters, visible};
+use super::tasks::{parameters, turn, visible};
 
 /// How many follow outputs at a time: each may do so for days.
 pub(super) const READERS: usize = 256;
@@ -67,6 +67,7 @@ async fn begin(app: App, id: TaskId, executor: usize) -> io::Result<Output> {
     loop {
         let head = app.store.head(&id).await.map_err(io::Error::other)?;
         let Some(head) = head.filter(|head| !head.state.is_terminal()) else {
+            let _turn = turn(&app.shown).await;
             let record = app.store.get(&id).await.map_err(io::Error::other)?;
             let mut logs = record.map(|record| record.logs).unwrap_or_default();
             let log = logs

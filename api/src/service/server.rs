@@ -32,14 +32,27 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
     })
 }
 
+/// How long a connection is silent before its client is asked whether it is there, how often it is
+/// asked then, and how many times in vain: output that is followed may be silent for days.
+const SILENCE: Duration = Duration::from_mins(1);
+const PROBE: Duration = Duration::from_secs(15);
+const PROBES: u32 = 4;
+
 /// Small replies go at once; a client that takes nothing of a reply for `patience`, or is gone
 /// without a word, loses its connection.
 fn prepare(socket: &TcpStream, patience: Duration) {
-    use rustix::net::sockopt::set_tcp_user_timeout;
+    use rustix::net::sockopt;
     let millis = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
-    let prepared = socket
-        .set_nodelay(true)
-        .and_then(|()| Ok(set_tcp_user_timeout(socket, millis)?));
+    let prepare = || {
+        socket.set_nodelay(true)?;
+        sockopt::set_tcp_user_timeout(socket, millis)?;
+        sockopt::set_tcp_keepidle(socket, SILENCE)?;
+        sockopt::set_tcp_keepintvl(socket, PROBE)?;
+        sockopt::set_tcp_keepcnt(socket, PROBES)?;
+        sockopt::set_socket_keepalive(socket, true)?;
+        io::Result::Ok(())
+    };
+    let prepared = prepare();
     if let Err(error) = prepared {
         tracing::debug!(%error, "cannot set an option of a connection");
     }
@@ -97,5 +110,27 @@ pub async fn serve(
             "requests did not end within {} s; leaving them",
             timeout.as_secs()
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::sockopt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_is_gone_without_a_word_is_noticed() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (socket, _) = accepted.unwrap();
+        prepare(&socket, Duration::from_secs(20));
+        assert!(sockopt::socket_keepalive(&socket).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&socket).unwrap(), SILENCE);
+        assert_eq!(sockopt::tcp_keepintvl(&socket).unwrap(), PROBE);
+        assert_eq!(sockopt::tcp_keepcnt(&socket).unwrap(), PROBES);
+        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 20_000);
+        drop(client);
     }
 }

@@ -9,16 +9,18 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 use tesk_core::scheduler::store::{IdempotencyKey, RawRecord};
-use tesk_core::scheduler::{self, Created, NewTask, Query, TaskId};
+use tesk_core::scheduler::{self, Created, NewTask, Page, Query, TaskId};
 use tesk_core::tes::{self, Accepted, ListRequest, Rejection, UrlSecrets, View, page, view};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
 use super::{App, output};
 use crate::auth::Caller;
 
-/// Documents from this size on are read on a thread of their own: a worker that parses
-/// megabytes answers nobody else.
-const LARGE: usize = 256 << 10;
+/// Documents from this size on are read, and replies written, on a thread of their own: a worker
+/// that parses megabytes answers nobody else, and there may be many workers, each with what one
+/// takes.
+const LARGE: usize = 64 << 10;
 
 /// `CreateTask`. One atomic commit; nothing that can fail follows it.
 pub(super) async fn create(
@@ -38,19 +40,18 @@ pub(super) async fn create(
             "the request has no body; it must be a task document",
         ));
     }
-    let (accepted, document) = if body.bytes.len() < LARGE {
-        accept(&body.bytes, &app)?
+    let turn = if body.bytes.len() < LARGE {
+        None
     } else {
+        Some(turn(&app.large_reads).await?)
+    };
+    let (accepted, document) = {
         let (bytes, app) = (body.bytes.clone(), app.clone());
-        let turn = app.large_reads.clone().acquire_owned().await;
-        let turn = turn.map_err(ApiError::internal)?;
         let read = move || {
             let _turn = turn;
             accept(&bytes, &app)
         };
-        tokio::task::spawn_blocking(read)
-            .await
-            .map_err(ApiError::internal)??
+        aside(body.bytes.len(), read).await?
     };
     let Accepted {
         task,
@@ -84,6 +85,24 @@ pub(super) async fn create(
             "this Idempotency-Key was used for another task document",
         )),
     }
+}
+
+/// Does what looks at `size` bytes, aside if they are many.
+async fn aside<T: Send + 'static>(
+    size: usize,
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if size < LARGE {
+        return work();
+    }
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(ApiError::internal)?
+}
+
+/// Waits for one of the places in memory that `places` counts.
+pub(super) async fn turn(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ApiError> {
+    let turn = Arc::clone(places).acquire_owned().await;
+    turn.map_err(ApiError::internal)
 }
 
 /// What is stored of a document, and its text.
@@ -159,8 +178,10 @@ pub(super) async fn one(
     match (action, method) {
         (Some("cancel"), Method::POST) => cancel(&app, id, &headers).await,
         (Some("cancel"), _) => Err(ApiError::method_not_allowed("POST")),
-        (Some("output"), Method::GET) => output::show(&app, id, query, &headers).await,
-        (Some("output"), _) => Err(ApiError::method_not_allowed("GET")),
+        (Some("output"), Method::GET | Method::HEAD) => {
+            output::show(&app, id, query, &headers).await
+        }
+        (Some("output"), _) => Err(ApiError::method_not_allowed("GET, HEAD")),
         (_, Method::GET | Method::HEAD) => show(&app, &segment, query, &headers).await,
         (_, _) => Err(ApiError::method_not_allowed("GET, HEAD")),
     }
@@ -179,7 +200,9 @@ async fn show(
         .map_or(Ok(View::default()), |(_, value)| value.parse())
         .map_err(|error| Rejection::Invalid(vec![error]))?;
     let id: TaskId = id.parse().map_err(|_| ApiError::no_such_task())?;
+    let mut place = None;
     let record = if view.needs_document() {
+        place = Some(turn(&app.shown).await?);
         app.store.get_raw(&id).await?
     } else {
         app.store.head(&id).await?.map(|head| RawRecord {
@@ -193,9 +216,13 @@ async fn show(
         .ok_or_else(ApiError::no_such_task)?;
     let size = 64 + record.document.len() + record.logs.len();
     let room = app.replies.room(size)?;
-    let mut out = Vec::with_capacity(size);
-    view::write(&mut out, &record, view).map_err(ApiError::internal)?;
-    Ok(room.reply(out))
+    let write = move || {
+        let _place = place;
+        let mut out = Vec::with_capacity(size);
+        view::write(&mut out, &record, view).map_err(ApiError::internal)?;
+        Ok(room.reply(out))
+    };
+    aside(size, write).await
 }
 
 async fn cancel(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, ApiError> {
@@ -222,6 +249,12 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     let query: Vec<(String, String)> = parameters(query.as_deref()).collect();
     let request = ListRequest::parse(&query)?;
+    // Before the store is asked: what it answers is in memory until it is a reply.
+    let place = if request.view.needs_document() {
+        Some(turn(&app.lists).await?)
+    } else {
+        None
+    };
     let page = app
         .store
         .list(&Query {
@@ -238,23 +271,32 @@ pub(super) async fn list(
         .map(|task| 64 + task.document.len() + task.logs.len())
         .sum();
     let room = app.replies.room(size)?;
-    let mut out = Vec::with_capacity(64 + size);
+    let write = move || {
+        let _place = place;
+        let mut out = Vec::with_capacity(64 + size);
+        write_page(&mut out, &page, request.view).map_err(ApiError::internal)?;
+        Ok(room.reply(out))
+    };
+    aside(size, write).await
+}
+
+fn write_page(out: &mut Vec<u8>, page: &Page, view: View) -> serde_json::Result<()> {
     out.extend_from_slice(br#"{"tasks":["#);
     for (index, task) in page.tasks.iter().enumerate() {
         if index > 0 {
             out.push(b',');
         }
-        view::write(&mut out, task, request.view).map_err(ApiError::internal)?;
+        view::write(out, task, view)?;
     }
     out.push(b']');
-    if let Some(position) = page.next {
+    if let Some(position) = &page.next {
         // A token holds nothing that JSON would escape.
         out.extend_from_slice(br#","next_page_token":""#);
-        out.extend_from_slice(page::encode(&position).as_bytes());
+        out.extend_from_slice(page::encode(position).as_bytes());
         out.push(b'"');
     }
     out.push(b'}');
-    Ok(room.reply(out))
+    Ok(())
 }
 
 /// The decoded parameters of a query string, in their order.

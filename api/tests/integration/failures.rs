@@ -1,12 +1,14 @@
 //! A store in trouble, and a server about to end.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use tesk_core::scheduler::store::RawRecord;
 use tesk_core::scheduler::{
-    Created, Head, NewTask, Page, Query, Record, StoreError, TaskId, TaskStore, Update,
+    Created, Head, NewTask, Owner, Page, Query, Record, StoreError, TaskId, TaskStore, Update,
 };
 use tesk_core::tes::State;
 use tesk_core::time::Timestamp;
@@ -14,8 +16,11 @@ use tesk_core::time::Timestamp;
 use crate::support::{BASE, Service, minimal};
 
 /// Fails in another way in each method.
-#[derive(Debug)]
-struct Broken;
+#[derive(Debug, Default)]
+struct Broken {
+    /// How often it was asked for a list.
+    lists: AtomicUsize,
+}
 
 #[async_trait]
 impl TaskStore for Broken {
@@ -23,8 +28,11 @@ impl TaskStore for Broken {
         Err(StoreError::Unavailable("secret detail".into()))
     }
 
-    async fn head(&self, _: &TaskId) -> Result<Option<Head>, StoreError> {
-        panic!("secret detail")
+    async fn head(&self, id: &TaskId) -> Result<Option<Head>, StoreError> {
+        assert!(id.as_str() == "tended", "secret detail");
+        let mut head = Head::queued(id.clone(), Owner::default(), Timestamp::now());
+        head.state = State::Complete;
+        Ok(Some(head))
     }
 
     async fn get_raw(&self, _: &TaskId) -> Result<Option<RawRecord>, StoreError> {
@@ -32,6 +40,7 @@ impl TaskStore for Broken {
     }
 
     async fn list(&self, _: &Query) -> Result<Page, StoreError> {
+        self.lists.fetch_add(1, Ordering::SeqCst);
         std::future::pending().await
     }
 
@@ -44,7 +53,7 @@ impl TaskStore for Broken {
     }
 
     async fn get(&self, _: &TaskId) -> Result<Option<Record>, StoreError> {
-        unreachable!()
+        Err(StoreError::Corrupt("secret detail".into()))
     }
 
     async fn get_with_secrets(&self, _: &TaskId) -> Result<Option<Record>, StoreError> {
@@ -68,7 +77,7 @@ async fn broken() -> Service {
     let short = |config: &mut tesk_api::config::Config| {
         config.server.request_timeout = "200ms".parse().unwrap();
     };
-    Service::over_store(Arc::new(Broken), short).await
+    Service::over_store(Arc::new(Broken::default()), short).await
 }
 
 #[tokio::test]
@@ -83,8 +92,83 @@ async fn a_panic_and_unreadable_data_are_500_with_a_reference_only() {
         assert!(msg.contains("mine") && !msg.contains("secret"), "{msg}");
         assert_eq!(reply.headers["x-request-id"], "mine");
     }
+    // A page that may ask may read that too.
+    let origin = "https://portal.example.org";
+    let listed = |config: &mut tesk_api::config::Config| {
+        config.server.allowed_origins = vec![origin.to_owned()];
+    };
+    let service = Service::over_store(Arc::new(Broken::default()), listed).await;
+    let request = service.request("GET", &format!("{BASE}/tasks/tabc"));
+    let reply = service.send(request.header("origin", origin)).await;
+    reply.error(500);
+    assert_eq!(reply.headers["access-control-allow-origin"], origin);
     // The service goes on.
     assert_eq!(service.get("/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_is_refused_before_its_body_is_read_has_the_reply() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let users = tempfile::NamedTempFile::new().unwrap();
+    let service = Service::with(|config| config.auth.users = Some(users.path().into())).await;
+    let address = service.address.strip_prefix("http://").unwrap();
+    // More than the buffers of two sockets hold; longer than the limit, too.
+    let body = vec![b' '; 24 << 20];
+    for (headers, status) in [
+        ("", "401"),
+        ("Origin: https://elsewhere.example.org\r\n", "403"),
+    ] {
+        let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+        let head = format!(
+            "POST {BASE}/tasks HTTP/1.1\r\nHost: h\r\n{headers}Connection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        socket.write_all(head.as_bytes()).await.unwrap();
+        socket.write_all(&body).await.unwrap();
+        let mut reply = String::new();
+        socket.read_to_string(&mut reply).await.unwrap();
+        assert!(reply.starts_with(&format!("HTTP/1.1 {status} ")), "{reply}");
+    }
+    // Who asks first is not asked for it.
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST {BASE}/tasks HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n"
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut reply = String::new();
+    socket.read_to_string(&mut reply).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 401 "), "{reply}");
+}
+
+#[tokio::test]
+async fn a_document_that_is_too_large_and_comes_slowly_is_413() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let quick = |config: &mut tesk_api::config::Config| {
+        config.server.max_body = tesk_core::config::ByteSize(1 << 10);
+        config.server.request_timeout = "100ms".parse().unwrap();
+    };
+    let service = Service::with(quick).await;
+    let address = service.address.strip_prefix("http://").unwrap();
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST {BASE}/tasks HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 2000\r\n\r\n"
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        socket.write_all(&[b' '; 100]).await.unwrap();
+    }
+    let mut reply = String::new();
+    socket.read_to_string(&mut reply).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 413 "), "{reply}");
+}
+
+#[tokio::test]
+async fn a_task_that_has_ended_can_be_canceled_whatever_its_record_holds() {
+    let service = broken().await;
+    let cancel = service.request("POST", &format!("{BASE}/tasks/tended:cancel"));
+    let reply = service.send(cancel).await;
+    assert_eq!((reply.status.as_u16(), reply.text.as_str()), (200, "{}"));
 }
 
 #[tokio::test]
@@ -119,4 +203,29 @@ async fn a_server_that_is_about_to_end_takes_no_task_but_still_shows_them() {
     assert!(reply.headers.contains_key("retry-after"));
     service.get("/readyz").await.error(503);
     assert_eq!(service.task(&id, "").await["state"], "QUEUED");
+}
+
+#[tokio::test]
+async fn lists_with_documents_wait_for_their_turn_before_the_store_is_asked() {
+    let store = Arc::new(Broken::default());
+    let service = Service::over_store(store.clone(), |_| {}).await;
+    let ask = |view: &str| {
+        let request = service.request("GET", &format!("{BASE}/tasks?view={view}"));
+        tokio::spawn(request.send())
+    };
+    let asked = async |wanted: usize| {
+        while store.lists.load(Ordering::SeqCst) < wanted {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(store.lists.load(Ordering::SeqCst), wanted);
+    };
+    for _ in 0..4 {
+        ask("FULL");
+        ask("BASIC");
+    }
+    asked(2).await;
+    // The others need none.
+    ask("MINIMAL");
+    asked(3).await;
 }

@@ -101,8 +101,10 @@ async fn what_cannot_be_followed_is_refused() {
     let reply = service.send(service.request("POST", &path)).await;
     assert_eq!(
         (reply.status.as_u16(), &reply.headers["allow"]),
-        (405, &"GET".parse().unwrap())
+        (405, &"GET, HEAD".parse().unwrap())
     );
+    let reply = service.send(service.request("HEAD", &path)).await;
+    assert_eq!((reply.status.as_u16(), &*reply.text), (200, ""));
     let mut readers = Vec::new();
     for _ in 0..256 {
         readers.push(ask(&service, &id, "").await);

@@ -39,6 +39,14 @@ async fn every_other_path_is_404_with_the_json_body() {
 }
 
 #[tokio::test]
+async fn files_that_the_page_of_the_api_does_not_have_are_404() {
+    let service = Service::start().await;
+    for name in ["nothing", "%ff", "..%2fx"] {
+        service.get(&format!("/docs/{name}")).await.error(404);
+    }
+}
+
+#[tokio::test]
 async fn an_unknown_path_is_404_before_anybody_asks_for_credentials() {
     let users = tempfile::NamedTempFile::new().unwrap();
     let service = Service::with(|c| c.auth.users = Some(users.path().into())).await;

@@ -541,6 +541,9 @@ fn config_check_names_what_is_wrong_and_shows_what_is_on() {
         shown.contains("file:///data") && shown.contains("is valid"),
         "{shown}"
     );
+    let own = format!(
+        "[server]\ndata = \"{path}/data\"\n[[storage]]\ntype = \"pvc\"\nprefix = \"file://{path}\"\n"
+    );
     for (content, message) in [
         ("[server]\nlisten = 5\n", "listen"),
         (
@@ -552,6 +555,13 @@ fn config_check_names_what_is_wrong_and_shows_what_is_on() {
             "pth",
         ),
         ("[auth]\nusers = \"/no/such/users\"\n", "/no/such/users"),
+        ("[server]\nlog = \"a=b=c\"\n", "server.log"),
+        ("[server]\nrequest_timeout = 0\n", "server.request_timeout"),
+        (
+            "[server]\nheader_timeout = \"0s\"\n",
+            "server.header_timeout",
+        ),
+        (&own, "the data directory"),
     ] {
         let bad = check(content);
         assert_eq!(bad.status.code(), Some(1), "{content}");
@@ -612,8 +622,8 @@ fn auth_makes_no_entry_that_the_users_file_would_refuse() {
 }
 
 /// A server that answers every connection with what `reply` makes of its request line, until
-/// the test ends.
-fn hostile_server(reply: impl Fn(&str) -> (u16, Value) + Send + 'static) -> String {
+/// the test ends. A status of 0 is no answer.
+fn hostile_server(mut reply: impl FnMut(&str) -> (u16, Value) + Send + 'static) -> String {
     use std::io::{Read, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -635,6 +645,9 @@ fn hostile_server(reply: impl Fn(&str) -> (u16, Value) + Send + 'static) -> Stri
             }
             socket.read_exact(&mut vec![0; length]).unwrap();
             let (status, body) = reply(&request);
+            if status == 0 {
+                continue;
+            }
             let body = body.to_string();
             let reply = format!(
                 "HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
@@ -745,6 +758,41 @@ fn neither_a_server_nor_a_task_file_can_steer_the_terminal() {
             "{said:?}"
         );
     }
+}
+
+#[test]
+fn a_server_that_is_away_for_a_while_is_waited_for() {
+    // Nobody answers, then a proxy does.
+    let away = || {
+        let mut asked = 0;
+        hostile_server(move |_| {
+            asked += 1;
+            match asked {
+                1..=4 => (0, Value::Null),
+                5 => (502, Value::Null),
+                6 => (503, json!({ "msg": "too slow" })),
+                7 => (504, Value::Null),
+                _ => (200, json!({ "id": "t1", "state": "COMPLETE" })),
+            }
+        })
+    };
+    let ids: Vec<String> = (0..12).map(|index| format!("t{index}")).collect();
+    let wait = run(tesk().arg("wait").args(&ids).args(["--server", &away()]));
+    assert!(wait.status.success(), "{}", text(&wait.stderr));
+    assert_eq!(text(&wait.stdout).lines().count(), 12);
+    // Said once.
+    let said = text(&wait.stderr);
+    assert_eq!(said.matches("asking again").count(), 1, "{said}");
+    let logs = run(tesk().args(["logs", "-f", "t1", "--server", &away()]));
+    assert!(logs.status.success(), "{}", text(&logs.stderr));
+    assert!(text(&logs.stderr).contains("COMPLETE"));
+    // Who did not say that it shall go on has an answer at once.
+    let logs = run(tesk().args(["logs", "t1", "--server", &away()]));
+    assert_eq!(logs.status.code(), Some(1));
+    let start = Instant::now();
+    let late = run(tesk().args(["wait", "t1", "--timeout", "1s", "--server", &away()]));
+    assert!(text(&late.stderr).contains("not ended in time"));
+    assert!(start.elapsed() < Duration::from_secs(4));
 }
 
 #[test]

@@ -53,6 +53,12 @@ pub(super) fn version(time: Option<&str>, size: Option<u64>) -> Option<Version> 
     Some(Version(format!("{time}-{size}")))
 }
 
+/// The size of a file in this version, where it was told.
+pub(super) fn size(version: &Version) -> Option<u64> {
+    let (_, size) = version.0.rsplit_once('-')?;
+    size.parse().ok()
+}
+
 /// The time of a file as in `MDTM` (RFC 3659, 2.3): UTC, to the second.
 pub(super) fn modified(time: Option<&str>) -> Option<time::Timestamp> {
     let time = instant(time?.get(..14)?)?;
@@ -316,6 +322,15 @@ mod tests {
             assert_eq!(settles(seconds), None, "{seconds}");
         }
         assert_eq!(settles_in(&FileInfo::default()), None);
+    }
+
+    #[test]
+    fn a_version_tells_the_size() {
+        for told in [Some(0), Some(7), None] {
+            let version = version(Some("20240105103000.123"), told).unwrap();
+            assert_eq!(size(&version), told);
+        }
+        assert_eq!(size(&Version("another's".into())), None);
     }
 
     fn file(name: &str, size: u64) -> Line {

@@ -1,7 +1,6 @@
 //! Looking at what is on a server.
 
 use std::borrow::Cow;
-use std::io;
 use std::sync::atomic::Ordering;
 
 use tesk_core::storage::FileInfo;
@@ -15,6 +14,9 @@ use super::reply::{Failure, Reply};
 const LONGEST_LISTING: usize = 256 << 20;
 /// The longest line of a listing.
 const LONGEST_LINE: usize = 64 << 10;
+/// The most that one directory holds.
+const MOST_ENTRIES: usize = 1_000_000;
+
 impl Connection {
     /// What is in the directory `path`. Not a directory is a [`Failure::Reply`].
     pub(super) async fn list(&mut self, path: &str) -> Result<Listing, Failure> {
@@ -84,8 +86,7 @@ impl Connection {
                 break;
             }
             if pending.len() > LONGEST_LINE || all > LONGEST_LISTING {
-                let message = "the listing is too long";
-                return Err(io::Error::new(io::ErrorKind::InvalidData, message).into());
+                return Err(Failure::Endless("the listing is too long".into()));
             }
         }
         listing.add(&pending, read)?;
@@ -227,9 +228,15 @@ impl Listing {
                 // It could not be asked for: the bytes of its name are lost.
                 return Err(Failure::Name(found.name.escape_debug().to_string()));
             }
+            Line::Found(_) if self.found.len() >= MOST_ENTRIES => {
+                let message = format!("more than {MOST_ENTRIES} entries are in one directory");
+                return Err(Failure::Endless(message));
+            }
             Line::Found(found) => self.found.push(found),
             Line::Itself(unique) => self.unique = unique,
             Line::Nothing => {}
+            // Of many, one is told.
+            Line::Garbage if self.garbage.is_some() => {}
             Line::Garbage => {
                 let line: String = text
                     .chars()
@@ -237,7 +244,7 @@ impl Listing {
                     .flat_map(char::escape_debug)
                     .collect();
                 tracing::warn!(line, "a line of a listing is not understood");
-                self.garbage.get_or_insert(line);
+                self.garbage = Some(line);
             }
         }
         Ok(())

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tesk_core::storage::{Error, ErrorKind, Result, StorageUrl};
+use tesk_core::storage::{Error, ErrorKind, Result, StorageUrl, wait_for_turn};
 use tokio::runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -163,7 +163,7 @@ impl Site {
     pub(super) async fn lease(self: &Arc<Self>, wanted: Use, url: &StorageUrl) -> Result<Lease> {
         let budget = &self.budgets[wanted as usize];
         loop {
-            let permit = budget.permits.clone().acquire_owned().await;
+            let permit = wait_for_turn(budget.permits.clone().acquire_owned()).await;
             let permit = permit.map_err(|e| {
                 Error::new(ErrorKind::Other, url, "no connection is to be had").with_source(e)
             })?;

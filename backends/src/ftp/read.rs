@@ -1,20 +1,17 @@
 //! Reading a file, or a part of it.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt as _};
 use tesk_core::storage::{ByteRange, ByteStream, Error, ErrorKind, Result, StorageUrl, Version};
 use tokio::io::AsyncReadExt as _;
-use tokio::time::{Duration, Instant};
 
 use super::connection::Data;
-use super::listing::Kind;
+use super::listing::{self, Kind};
 use super::pool::Lease;
 use super::reply::Failure;
 
 /// What one read of a data connection takes at most.
 const CHUNK: usize = 256 << 10;
-/// Times of files have seconds: of a shorter reading, a second look would show nothing.
-const WORTH_A_SECOND_LOOK: Duration = Duration::from_secs(1);
 const MESSAGE: &str = "cannot be read";
 
 /// Begins to read `range` of the file `path`. What the server refuses only after it has opened
@@ -26,8 +23,10 @@ pub(super) async fn read(
     range: ByteRange,
     version: Option<&Version>,
 ) -> Result<ByteStream> {
-    let mut size = None;
-    if version.is_some() || !range.is_full() {
+    // A version is never that of an earlier time again: the look after a reading says what was read.
+    // That before it tells the size; of a whole file it is in the version.
+    let mut size = version.and_then(listing::size);
+    if !range.is_full() {
         size = check(&mut lease, url, &path, range, version).await?;
         if size == Some(range.start) || range.end == Some(range.start) {
             return Ok(stream::empty().boxed());
@@ -50,8 +49,9 @@ pub(super) async fn read(
         size,
         version: version.cloned(),
         at: range.start - skip,
-        began: Instant::now(),
         data: None,
+        held: None,
+        failed: None,
         lease,
     };
     match data {
@@ -110,14 +110,43 @@ struct Reading {
     version: Option<Version>,
     /// The place in the file of the next byte.
     at: u64,
-    began: Instant,
     /// Dropped before the lease, which then drops the connection.
     data: Option<Data>,
+    /// What was read last.
+    held: Option<Bytes>,
+    /// What went wrong after that, before the end.
+    failed: Option<Error>,
     lease: Lease,
 }
 
 impl Reading {
-    async fn next(&mut self) -> Result<Option<bytes::Bytes>> {
+    /// The last bytes are held back until the second look: who knows how many there are asks for
+    /// no more, and would not hear of it.
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        loop {
+            let received = self.receive().await;
+            let held = self.held.take();
+            match received {
+                Ok(Some(chunk)) => self.held = Some(chunk),
+                Ok(None) => return Ok(held),
+                Err(error) => {
+                    let end = self.range.end.or(self.size);
+                    if held.is_none() || end.is_none_or(|end| end <= self.at) {
+                        return Err(error);
+                    }
+                    self.failed = Some(error);
+                }
+            }
+            if held.is_some() {
+                return Ok(held);
+            }
+        }
+    }
+
+    async fn receive(&mut self) -> Result<Option<Bytes>> {
         loop {
             let Some(data) = &mut self.data else {
                 return Ok(None);
@@ -172,6 +201,14 @@ impl Reading {
         if let Err(failure) = self.lease.finish(data, limit).await {
             return Err(self.why(failure).await);
         }
+        // An end of the stream is all that is seen of a connection that was cut, and a server that
+        // had everything on its way by then says that it is done.
+        if self.range.end.or(self.size).is_none() {
+            self.size = match self.lease.size(&self.path).await {
+                Ok(size) => size,
+                Err(failure) => return Err(self.lease.error(failure, &self.url, MESSAGE)),
+            };
+        }
         if let Some(end) = self.range.end.or(self.size).filter(|end| *end != self.at) {
             let message = format!("it ended at byte {}, but should end at byte {end}", self.at);
             return Err(Error::new(ErrorKind::Corrupt, &self.url, message));
@@ -188,7 +225,7 @@ impl Reading {
     }
 
     async fn look_again(&mut self) -> Result<()> {
-        if self.version.is_none() || self.began.elapsed() < WORTH_A_SECOND_LOOK {
+        if self.version.is_none() {
             return Ok(());
         }
         if self.lease.suspect && !(self.lease.is_in_step() && self.lease.check().await) {

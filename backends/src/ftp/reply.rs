@@ -149,6 +149,8 @@ pub(super) enum Failure {
     Name(String),
     /// A listing in an unknown form.
     Listing(String),
+    /// A listing that is longer than any; why.
+    Endless(String),
     /// A link that leads to a directory it is in, by its path.
     Loop(String),
     /// A failure that is classified already.
@@ -203,6 +205,7 @@ impl Failure {
                 let message = format!("{message}: no line of it is understood, such as `{line}`");
                 Error::new(ErrorKind::Invalid, url, message)
             }
+            Self::Endless(why) => Error::new(ErrorKind::Invalid, url, format!("{message}: {why}")),
             Self::Loop(path) => {
                 let message = format!("{message}: `{path}` leads back to where it is");
                 Error::new(ErrorKind::Invalid, url, message)

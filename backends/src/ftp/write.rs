@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use futures_util::stream::StreamExt as _;
 use tesk_core::rooted;
-use tesk_core::storage::{ByteRange, Error, ErrorKind, Result, Source, StorageUrl, Written};
+use tesk_core::storage::{
+    ByteRange, Error, ErrorKind, Result, Source, StorageUrl, Written, cleanup,
+};
 use tokio::io::AsyncWriteExt as _;
 
 use super::connection::Data;
@@ -29,6 +31,7 @@ pub(super) async fn write(
     make_directory(&mut lease, url, parent).await?;
     let temporary = Temporary {
         path: Some(path::join(parent, &rooted::temp_name())),
+        target: None,
         url: url.clone(),
         site: lease.site.clone(),
     };
@@ -136,22 +139,28 @@ pub(super) async fn rename(
         }
     }
     let parent = path::parent(to).unwrap_or("/");
-    let aside = path::join(parent, &rooted::temp_name());
-    if rename_once(lease, url, to, &aside).await?.is_err() {
+    let name = path::join(parent, &rooted::temp_name());
+    let aside = Temporary {
+        path: Some(name.clone()),
+        target: Some(to.to_owned()),
+        url: url.clone(),
+        site: lease.site.clone(),
+    };
+    if rename_once(lease, url, to, &name).await?.is_err() {
+        aside.keep();
         return fail(lease, refused);
     }
     if let Err(refused) = rename_once(lease, url, from, to).await? {
-        if rename_once(lease, url, &aside, to).await?.is_err() {
-            tracing::warn!(%url, aside, "a file that was to be replaced is left under another name");
+        if rename_once(lease, url, &name, to).await?.is_ok() {
+            aside.keep();
         }
         return fail(lease, refused);
     }
-    let deleted = lease.must(format!("DELE {aside}")).await;
-    deleted.map(drop).or_else(|failure| {
-        let error = lease.error(failure, url, "what was replaced is left behind");
-        tracing::warn!(%error, aside);
-        Ok(())
-    })
+    let deleted = lease.command(format!("DELE {name}")).await;
+    if deleted.is_ok_and(|reply| reply.is_done()) {
+        aside.keep();
+    }
+    Ok(())
 }
 
 /// The inner result is what the server says.
@@ -242,44 +251,72 @@ pub(super) async fn remove(lease: &mut Lease, url: &StorageUrl, path: &str) -> R
     }
 }
 
-/// A file that is not finished. Removed when it is dropped, by a task of its own.
+/// A file that is not finished, or one that stepped aside for it. Removed, or back in its place,
+/// when it is dropped, by a task of its own.
 struct Temporary {
     path: Option<String>,
+    /// Where it belongs, if nothing else is there.
+    target: Option<String>,
     url: StorageUrl,
     site: Arc<Site>,
 }
 
 impl Temporary {
-    /// It has its real name now.
+    /// It has its real name now, or is gone.
     fn keep(mut self) {
         self.path = None;
     }
 
     async fn remove(mut self) {
-        if let Some(path) = self.path.take() {
-            remove_quietly(&self.site, &self.url, &path).await;
+        if let Some(path) = &self.path {
+            remove_quietly(&self.site, &self.url, path, self.target.as_deref()).await;
         }
+        self.path = None;
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if let Some(path) = self.path.take()
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            let (site, url) = (self.site.clone(), self.url.clone());
-            runtime.spawn(async move { remove_quietly(&site, &url, &path).await });
+        if let Some(path) = self.path.take() {
+            let (site, url, target) = (self.site.clone(), self.url.clone(), self.target.take());
+            cleanup::spawn(async move {
+                remove_quietly(&site, &url, &path, target.as_deref()).await;
+            });
         }
     }
 }
 
 /// The first error is the one to tell; this one is only logged.
-async fn remove_quietly(site: &Arc<Site>, url: &StorageUrl, path: &str) {
+async fn remove_quietly(site: &Arc<Site>, url: &StorageUrl, path: &str, target: Option<&str>) {
     let removed = async {
         let mut lease = site.lease(Use::Commands, url).await?;
-        remove(&mut lease, url, path).await
+        match target {
+            Some(target) => put_back(&mut lease, url, path, target).await,
+            None => remove(&mut lease, url, path).await,
+        }
     };
     if let Err(error) = removed.await {
         tracing::warn!(%error, path, "a temporary file is left behind");
     }
+}
+
+/// Gives the file `path` the name `target` again, or removes it if something else has that name.
+async fn put_back(lease: &mut Lease, url: &StorageUrl, path: &str, target: &str) -> Result<()> {
+    let message = "what was to be replaced cannot be put back";
+    let is_there = async |lease: &mut Lease, path| {
+        let found = lease.stat(path).await;
+        found
+            .map(|found| found.is_some())
+            .map_err(|failure| lease.error(failure, url, message))
+    };
+    if !is_there(lease, target).await? {
+        let Err(refused) = rename_once(lease, url, path, target).await? else {
+            return Ok(());
+        };
+        // Unless another was faster, or it never stepped aside.
+        if is_there(lease, path).await? && !is_there(lease, target).await? {
+            return Err(lease.error(Failure::Reply(refused), url, message));
+        }
+    }
+    remove(lease, url, path).await
 }

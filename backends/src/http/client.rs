@@ -8,8 +8,8 @@ use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue, LOCAT
 use reqwest::{Method, Response, StatusCode, Url};
 use tesk_core::storage::{ByteRange, ConfigError, Error, ErrorKind, Result, Source, StorageUrl};
 
-use super::address::{CheckedResolver, check_host};
 use super::options::Options;
+use crate::client::CheckedResolver;
 use crate::netrc::Netrc;
 use crate::network::{Limits, Networks, Refused};
 use crate::{client, secret};
@@ -111,7 +111,8 @@ impl Client {
         headers: &HeaderMap,
         body: Option<&Source>,
     ) -> Result<Response> {
-        check_host(&self.networks, at).map_err(|why| refused(url, why.to_string()))?;
+        let checked = self.networks.check_host(at.host_str().unwrap_or_default());
+        checked.map_err(|why| refused(url, why.to_string()))?;
         let began = Instant::now();
         let mut http = &self.http;
         loop {
@@ -291,14 +292,14 @@ fn client(
     if let Some(idle) = idle {
         builder = builder.pool_max_idle_per_host(idle);
     }
-    let mut proxy_host = None;
+    let mut proxy_host = Vec::new();
     builder = match options.proxy.as_deref() {
         None => builder.no_proxy(),
         Some("environment") => builder,
         Some(proxy) => {
             let unusable = |_| ConfigError("proxy: is no url such as http://host:3128".into());
             let url = Url::parse(proxy).map_err(|e| unusable(e.to_string()))?;
-            proxy_host = url.host_str().map(str::to_owned);
+            proxy_host.extend(url.host_str().map(str::to_owned));
             let proxy = reqwest::Proxy::all(url).map_err(|e| unusable(e.to_string()))?;
             builder.proxy(proxy)
         }
@@ -306,7 +307,7 @@ fn client(
     builder
         .dns_resolver(CheckedResolver {
             networks: networks.clone(),
-            proxy: proxy_host,
+            anywhere: proxy_host,
         })
         .build()
         .map_err(|e| ConfigError(format!("the http client cannot be set up: {e}")))

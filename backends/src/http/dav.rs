@@ -5,9 +5,9 @@ mod multistatus;
 mod walk;
 mod write;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Response, StatusCode};
@@ -16,7 +16,7 @@ use tesk_core::storage::{EntryStream, Error, ErrorKind, Result, Source, StorageU
 
 use self::href::Named;
 use self::multistatus::{Multistatus, Resource};
-use super::client::Client;
+use super::client::{Client, request_url};
 use super::reply;
 
 /// How many directories are remembered to be there.
@@ -31,8 +31,8 @@ pub(super) struct Dav {
     /// What is put appears only when it is whole.
     atomic_put: bool,
     directories: Mutex<HashSet<String>>,
-    /// Directories are made by one writer at a time.
-    making: tokio::sync::Mutex<()>,
+    /// By the origin of a server: its directories are made by one writer at a time.
+    making: Mutex<HashMap<String, Weak<Making>>>,
 }
 
 impl fmt::Debug for Dav {
@@ -40,6 +40,8 @@ impl fmt::Debug for Dav {
         f.write_str("Dav")
     }
 }
+
+type Making = tokio::sync::Mutex<()>;
 
 /// How far a `PROPFIND` looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +63,7 @@ impl Dav {
             client,
             atomic_put,
             directories: Mutex::default(),
-            making: tokio::sync::Mutex::default(),
+            making: Mutex::default(),
         }
     }
 
@@ -172,6 +174,16 @@ impl Dav {
     ) -> Result<Response> {
         let method = method(url, name)?;
         self.client.send(url, &method, &headers, None).await
+    }
+
+    /// What is held by the one that makes directories on the server of `url`.
+    fn making(&self, url: &StorageUrl) -> Result<Arc<Making>> {
+        let origin = request_url(url)?.origin().ascii_serialization();
+        let mut all = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, making| making.strong_count() > 0);
+        let making = all.get(&origin).and_then(Weak::upgrade).unwrap_or_default();
+        all.insert(origin, Arc::downgrade(&making));
+        Ok(making)
     }
 
     fn knows(&self, directory: &StorageUrl) -> bool {

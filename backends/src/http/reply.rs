@@ -165,25 +165,32 @@ pub(super) fn unsatisfied_total(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// `Repr-Digest` (RFC 9530), the older `Digest` (RFC 3230) and `Content-MD5` (RFC 1864).
-fn checksum(headers: &HeaderMap) -> Option<Checksum> {
-    let named = |header: &'static str, name: &str| -> Option<Vec<u8>> {
-        let value = text(headers, &HeaderName::from_static(header))?;
-        value.split(',').find_map(|item| {
-            let (key, value) = item.trim().split_once('=')?;
-            let value = value.trim().trim_matches(':');
-            key.trim()
-                .eq_ignore_ascii_case(name)
-                .then(|| STANDARD.decode(value).ok())?
-        })
-    };
-    let sha256 = named("repr-digest", "sha-256").or_else(|| named("digest", "sha-256"));
-    if let Some(sum) = sha256.and_then(|sum| sum.try_into().ok()) {
-        return Some(Checksum::Sha256(sum));
+pub(super) fn checksum(headers: &HeaderMap) -> Option<Checksum> {
+    let sha256 = || digest(headers, "digest", "sha-256")?.try_into().ok();
+    if let Some(sum) = repr_digest(headers).or_else(|| sha256().map(Checksum::Sha256)) {
+        return Some(sum);
     }
     let md5 = text(headers, &HeaderName::from_static("content-md5"))
         .and_then(|value| STANDARD.decode(value).ok())
-        .or_else(|| named("digest", "md5"));
+        .or_else(|| digest(headers, "digest", "md5"));
     md5.and_then(|sum| sum.try_into().ok()).map(Checksum::Md5)
+}
+
+/// `Repr-Digest`, which is of the whole also where a part is sent.
+pub(super) fn repr_digest(headers: &HeaderMap) -> Option<Checksum> {
+    let sum = digest(headers, "repr-digest", "sha-256")?;
+    sum.try_into().ok().map(Checksum::Sha256)
+}
+
+fn digest(headers: &HeaderMap, header: &'static str, name: &str) -> Option<Vec<u8>> {
+    let value = text(headers, &HeaderName::from_static(header))?;
+    value.split(',').find_map(|item| {
+        let (key, value) = item.trim().split_once('=')?;
+        let value = value.trim().trim_matches(':');
+        key.trim()
+            .eq_ignore_ascii_case(name)
+            .then(|| STANDARD.decode(value).ok())?
+    })
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {

@@ -13,11 +13,11 @@ use opendal::{HttpTransporter, OperationContext, Operator};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqsign_aws_v4::{Credential, RequestSigner};
 use reqsign_core::{ProvideCredentialChain, Signer};
-use tesk_core::storage::{ByteStream, Error, ErrorKind, Result, StorageUrl};
+use tesk_core::storage::{ByteStream, Error, ErrorKind, FileInfo, Result, StorageUrl};
 
 use super::address::is_label;
 use super::credentials::{Identity, context};
-use super::reply::{MAX_REFUSAL, Refusal};
+use super::reply::{self, MAX_REFUSAL, Refusal};
 use super::settings::Settings;
 use super::transport::{Transport, unsigned};
 use crate::client::disconnected;
@@ -126,12 +126,14 @@ impl Bucket {
             ));
         }
         let base = settings.base(name, in_path);
+        let checked = settings.check_host(&base);
+        checked.map_err(|why| Error::new(ErrorKind::Denied, url, why.to_string()))?;
         let authority = base
             .parse::<Uri>()
             .ok()
             .and_then(|uri| uri.authority().map(ToString::to_string))
             .ok_or_else(|| invalid("there can be no bucket of that name"))?;
-        let transport = Transport::new(settings.client.clone(), authority);
+        let transport = Transport::new(&settings, authority);
         let transport = HttpTransporter::new(transport);
 
         let mut builder = Builder::default()
@@ -239,6 +241,34 @@ impl Bucket {
             return Ok((std::mem::take(reply.headers_mut()), text));
         }
         Err(Refusal::new(reply.status(), reply.headers(), &text).at(url))
+    }
+
+    /// What is known of an object.
+    pub(super) async fn head(&self, url: &StorageUrl, key: &str) -> Result<FileInfo> {
+        let ask = async |checksum| {
+            let mut headers = self.settings.content_headers();
+            headers.extend(checksum);
+            let call = Call {
+                method: Method::HEAD,
+                key,
+                query: &[],
+                headers,
+                body: Body::Bytes(Bytes::new()),
+            };
+            self.call(url, call).await
+        };
+        let found = match ask(header("x-amz-checksum-mode", "ENABLED")).await {
+            // It takes the right to decrypt as well, where the key is of a key service.
+            Err(error) if error.kind() == ErrorKind::Denied => ask(None).await?,
+            found => found?,
+        };
+        let info = reply::file_info(&found.0);
+        // An early end would look like the end.
+        if info.size.is_none() {
+            let message = "the server does not tell the size";
+            return Err(Error::new(ErrorKind::Unsupported, url, message));
+        }
+        Ok(info)
     }
 
     fn uri(&self, key: &str, query: &[(&str, &str)]) -> String {

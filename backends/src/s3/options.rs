@@ -24,6 +24,12 @@ use serde::Deserialize;
 ///   of the instance (EC2); the first that there is.
 ///
 /// `role_arn` without a token is a role that whoever it is then assumes.
+///
+/// # Networks
+///
+/// They are as with `http`: buckets are names of hosts where they are not in the path. An
+/// `endpoint` that is written as an address is the operator's own choice, and not checked; nor are
+/// the servers that credentials come from.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
@@ -81,10 +87,21 @@ pub struct Options {
     /// Seconds to wait for a connection. Default 10.
     pub connect_timeout_secs: Option<u64>,
 
+    /// Whether loopback and private networks are reached. Default true.
+    pub allow_private: Option<bool>,
+    /// Networks that are not reached, such as `10.1.0.0/16`.
+    pub deny_networks: Vec<String>,
+    /// Networks that are reached whatever else forbids them.
+    pub allow_networks: Vec<String>,
+    /// Hosts that are not reached, such as `s3.example.org` or `*.example.org` for all below it.
+    pub deny_hosts: Vec<String>,
+    /// Where there are any, no other hosts are reached.
+    pub allow_hosts: Vec<String>,
+
     /// Refuse writing. Default false.
     pub read_only: bool,
     /// A checksum that the server compares what it receives with; buckets with object lock need
-    /// one. Default: none, what TCP and TLS check.
+    /// one. Default: none, and what TLS checks; without TLS the entity tags of parts are compared.
     ///
     /// Each part is read into memory first, because its checksum is sent before it.
     pub checksum: Option<Checksum>,

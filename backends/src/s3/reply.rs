@@ -4,10 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{ETAG, HeaderMap, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, ETAG, HeaderMap, LAST_MODIFIED, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
-use tesk_core::storage::{Error, ErrorKind, StorageUrl, Version};
+use tesk_core::storage::{Checksum, Error, ErrorKind, FileInfo, StorageUrl, Version};
+use tesk_core::time::Timestamp;
 
 /// How much of a refusal is read.
 pub(super) const MAX_REFUSAL: usize = 64 << 10;
@@ -214,6 +215,40 @@ pub(super) fn md5(headers: &HeaderMap) -> Option<[u8; 16]> {
     unhex(etag.trim_matches('"'))
 }
 
+/// What the headers of an object tell of it.
+pub(super) fn file_info(headers: &HeaderMap) -> FileInfo {
+    let text = |name: HeaderName| headers.get(name)?.to_str().ok();
+    let modified = text(LAST_MODIFIED).and_then(|time| httpdate::parse_http_date(time).ok());
+    FileInfo {
+        size: text(CONTENT_LENGTH).and_then(|size| size.parse().ok()),
+        version: text(ETAG).and_then(version),
+        checksum: checksum(headers),
+        mode: None,
+        modified: modified.map(Timestamp::from_system),
+    }
+}
+
+/// The strongest checksum of a whole object that is told. Those of an upload in parts can be made
+/// of those of the parts, and end with their number then.
+/// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html>
+fn checksum(headers: &HeaderMap) -> Option<Checksum> {
+    let header = |name: &'static str| headers.get(HeaderName::from_static(name));
+    let is_of_parts = header("x-amz-checksum-type").is_some_and(|kind| kind == "COMPOSITE");
+    let kept = |name| {
+        let sum = header(name).filter(|_| !is_of_parts)?;
+        STANDARD.decode(sum).ok()
+    };
+    let sha256 = || kept("x-amz-checksum-sha256")?.try_into().ok();
+    let crc64 = || kept("x-amz-checksum-crc64nvme")?.try_into().ok();
+    let crc32 = |name| kept(name)?.try_into().ok().map(u32::from_be_bytes);
+    let crc64 = || crc64().map(u64::from_be_bytes).map(Checksum::Crc64Nvme);
+    (sha256().map(Checksum::Sha256))
+        .or_else(|| md5(headers).map(Checksum::Md5))
+        .or_else(crc64)
+        .or_else(|| crc32("x-amz-checksum-crc32c").map(Checksum::Crc32c))
+        .or_else(|| crc32("x-amz-checksum-crc32").map(Checksum::Crc32))
+}
+
 /// 32 hexadecimal digits as bytes.
 pub(super) fn unhex(text: &str) -> Option<[u8; 16]> {
     let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
@@ -320,6 +355,42 @@ mod tests {
         assert_eq!(busy.retry_after(), Some(Duration::from_secs(7)));
         let elsewhere = error(301, &[("x-amz-bucket-region", "eu-west-1")], "").to_string();
         assert!(elsewhere.contains("eu-west-1"), "{elsewhere}");
+    }
+
+    #[test]
+    fn the_strongest_checksum_of_the_whole_counts() {
+        let tag = ("etag", "\"d41d8cd98f00b204e9800998ecf8427e\"");
+        let sum = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+        let found = |pairs: &[_]| file_info(&headers(pairs)).checksum;
+        let sha = |text| ("x-amz-checksum-sha256", text);
+        let is_sha =
+            |sum: Option<Checksum>| matches!(sum, Some(Checksum::Sha256([0xe3, 0xb0, ..])));
+        assert!(is_sha(found(&[tag, sha(sum)])));
+        assert!(is_sha(found(&[
+            sha(sum),
+            ("x-amz-checksum-type", "FULL_OBJECT")
+        ])));
+        let of_parts = format!("{sum}-2");
+        for other in [
+            &[tag, sha(&of_parts)][..],
+            &[tag, sha("AAAA")],
+            &[tag, sha(sum), ("x-amz-checksum-type", "COMPOSITE")],
+        ] {
+            assert!(matches!(found(other), Some(Checksum::Md5(_))), "{other:?}");
+        }
+        assert_eq!(found(&[]), None);
+        // Of an upload in parts.
+        let tag = ("etag", "\"d41d8cd98f00b204e9800998ecf8427e-2\"");
+        let crc64 = ("x-amz-checksum-crc64nvme", "rosUhgp5mIg=");
+        let crc32c = ("x-amz-checksum-crc32c", "4waSgw==");
+        let crc32 = ("x-amz-checksum-crc32", "y/Q5Jg==");
+        let all = found(&[tag, crc32, crc32c, crc64]);
+        assert_eq!(all, Some(Checksum::Crc64Nvme(0xae8b_1486_0a79_9888)));
+        let two = found(&[tag, crc32, crc32c]);
+        assert_eq!(two, Some(Checksum::Crc32c(0xe306_9283)));
+        assert_eq!(found(&[tag, crc32]), Some(Checksum::Crc32(0xcbf4_3926)));
+        let of_parts = ("x-amz-checksum-type", "COMPOSITE");
+        assert_eq!(found(&[tag, crc32, of_parts]), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,13 +11,14 @@ use md5::{Digest as _, Md5};
 use opendal::HttpTransporter;
 use opendal_http_transport_reqwest::ReqwestTransport;
 use reqwest::Url;
-use tesk_core::storage::ConfigError;
+use tesk_core::storage::{ConfigError, wait_for_turn};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::bucket::header;
 use super::credentials::{self, Identity};
 use super::options::{Checksum, Encryption, Options};
 use super::transport;
+use crate::network::{Limits, Networks, Refused};
 use crate::secret;
 
 /// Memory for small objects on their way, of which core does not know, in KiB.
@@ -24,7 +26,11 @@ const ROOM: u32 = 16 << 10;
 
 /// What all buckets of an entry share.
 pub(super) struct Settings {
+    /// For the buckets.
     pub(super) client: reqwest::Client,
+    /// For the servers that credentials come from.
+    pub(super) credentials: reqwest::Client,
+    networks: Arc<Networks>,
     pub(super) identity: Identity,
     /// Scheme, host and perhaps a path, without a slash at its end.
     pub(super) endpoint: String,
@@ -62,8 +68,16 @@ impl Settings {
             endpoint: endpoint.clone(),
             ..options.clone()
         };
-        let client = transport::client(options)?;
-        let transport = HttpTransporter::new(ReqwestTransport::new(client.clone()));
+        let networks = Arc::new(Networks::new(Limits {
+            allow_private: options.allow_private,
+            deny_networks: &options.deny_networks,
+            allow_networks: &options.allow_networks,
+            deny_hosts: &options.deny_hosts,
+            allow_hosts: &options.allow_hosts,
+        })?);
+        let client = transport::client(options, Some(&networks))?;
+        let credentials = transport::client(options, None)?;
+        let transport = HttpTransporter::new(ReqwestTransport::new(credentials.clone()));
         let identity = Identity::new(options, &region, transport)?;
         if options.kms_key_id.is_some() && options.encryption != Some(Encryption::Kms) {
             let message = "`kms_key_id` needs `encryption = \"aws:kms\"`";
@@ -92,6 +106,8 @@ impl Settings {
         }
         Ok(Self {
             client,
+            credentials,
+            networks,
             identity,
             endpoint,
             aws,
@@ -111,7 +127,18 @@ impl Settings {
     /// Waits until there is room in memory for an object of `size` bytes.
     pub(super) async fn room(&self, size: u64) -> Option<SemaphorePermit<'_>> {
         let kib = u32::try_from(size.div_ceil(1 << 10)).unwrap_or(ROOM);
-        self.room.acquire_many(kib.clamp(1, ROOM)).await.ok()
+        let room = self.room.acquire_many(kib.clamp(1, ROOM));
+        wait_for_turn(room).await.ok()
+    }
+
+    /// Whether what the server says of a part is compared with what was sent. Not where TLS has
+    /// seen to it, which costs the less; not where the server compares a checksum itself; and not
+    /// where entity tags are none.
+    pub(super) fn compares_parts(&self) -> bool {
+        self.endpoint.starts_with("http://")
+            && self.checksum.is_none()
+            && self.customer_key.is_none()
+            && self.encryption != Some(Encryption::Kms)
     }
 
     /// Whether the server is that of AWS.
@@ -125,6 +152,16 @@ impl Settings {
             format!("{}/{bucket}", self.endpoint)
         } else {
             self.endpoint.replacen("://", &format!("://{bucket}."), 1)
+        }
+    }
+
+    /// Whether the host of a bucket at `base` is reached. Its addresses are checked when it is
+    /// resolved; one that is written in the endpoint is the operator's choice.
+    pub(super) fn check_host(&self, base: &str) -> Result<(), Refused> {
+        let url = Url::parse(base).ok();
+        match url.as_ref().and_then(Url::domain) {
+            Some(name) => self.networks.check_host(name),
+            None => Ok(()),
         }
     }
 
@@ -269,6 +306,22 @@ mod tests {
             aws_endpoint("cn-north-1"),
             "https://s3.cn-north-1.amazonaws.com.cn"
         );
+    }
+
+    #[test]
+    fn parts_are_compared_where_nothing_else_sees_to_it() {
+        for (options, compared) in [
+            ("endpoint = 'http://minio:9000'", true),
+            ("endpoint = 'https://minio:9000'", false),
+            ("endpoint = 'http://minio:9000'\nchecksum = 'md5'", false),
+            (
+                "endpoint = 'http://minio:9000'\nencryption = 'aws:kms'",
+                false,
+            ),
+        ] {
+            let found = settings(options).unwrap().compares_parts();
+            assert_eq!(found, compared, "{options}");
+        }
     }
 
     #[test]

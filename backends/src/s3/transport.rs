@@ -1,6 +1,8 @@
 //! The connection to the server: one HTTP client per entry, and OpenDAL's view of it.
 
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, RANGE};
+use std::sync::Arc;
+
+use http::header::{CONTENT_RANGE, HeaderMap, RANGE};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use opendal::raw::oio::ReadStream as _;
 use opendal::{Buffer, HttpBody, HttpTransport};
@@ -9,24 +11,37 @@ use tesk_core::storage::{ConfigError, Error, ErrorKind, StorageUrl};
 
 use super::options::Options;
 use super::reply::{self, MAX_REFUSAL, Refusal};
-use crate::client::{self, disconnected};
+use super::settings::Settings;
+use crate::client::{self, CheckedResolver, disconnected};
+use crate::network::Networks;
 
 /// The metadata services of clouds, which no proxy reaches.
 const METADATA: &str = "169.254.169.254,169.254.170.2,169.254.170.23,fd00:ec2::254,fd00:ec2::23";
 
 const CONTENT_MD5: HeaderName = HeaderName::from_static("content-md5");
 
-/// The client of an entry. It follows no redirect: a signed request is for one server.
-pub(super) fn client(options: &Options) -> Result<reqwest::Client, ConfigError> {
+/// A client of an entry, for the networks that it reaches, or for all. It follows no redirect: a
+/// signed request is for one server.
+pub(super) fn client(
+    options: &Options,
+    networks: Option<&Arc<Networks>>,
+) -> Result<reqwest::Client, ConfigError> {
+    let mut anywhere = Vec::new();
     let builder = client::builder(options.ca_file.as_deref(), options.connect_timeout_secs)?;
     let builder = match options.proxy.as_deref() {
         None => builder.no_proxy(),
         Some("environment") => builder,
         Some(proxy) => {
+            let url = reqwest::Url::parse(proxy).ok();
+            anywhere.extend(url.and_then(|url| url.host_str().map(str::to_owned)));
             let proxy = reqwest::Proxy::all(proxy)
                 .map_err(|_| ConfigError("proxy: is no url such as http://host:3128".into()))?;
             builder.proxy(proxy.no_proxy(reqwest::NoProxy::from_string(METADATA)))
         }
+    };
+    let builder = match networks.cloned() {
+        Some(networks) => builder.dns_resolver(CheckedResolver { networks, anywhere }),
+        None => builder,
     };
     builder
         .build()
@@ -35,17 +50,21 @@ pub(super) fn client(options: &Options) -> Result<reqwest::Client, ConfigError> 
 
 /// What OpenDAL sends its requests through. It turns refusals of the storage into [`Refusal`]s,
 /// which keep what OpenDAL's own errors lose, and lets nothing through that is not what was asked
-/// for. Requests for credentials go to other servers, and pass unchanged.
+/// for. Requests for credentials go to other servers, wherever those are, and pass unchanged.
 pub(super) struct Transport {
     inner: ReqwestTransport,
+    credentials: ReqwestTransport,
     /// Host and port of the bucket.
     authority: String,
 }
 
 impl Transport {
-    pub(super) fn new(client: reqwest::Client, authority: String) -> Self {
-        let inner = ReqwestTransport::new(client);
-        Self { inner, authority }
+    pub(super) fn new(settings: &Settings, authority: String) -> Self {
+        Self {
+            inner: ReqwestTransport::new(settings.client.clone()),
+            credentials: ReqwestTransport::new(settings.credentials.clone()),
+            authority,
+        }
     }
 }
 
@@ -53,7 +72,7 @@ impl HttpTransport for Transport {
     async fn fetch(&self, request: Request<Buffer>) -> opendal::Result<Response<HttpBody>> {
         let authority = request.uri().authority().map(http::uri::Authority::as_str);
         if authority != Some(self.authority.as_str()) {
-            return self.inner.fetch(request).await;
+            return self.credentials.fetch(request).await;
         }
         let is_head = request.method() == Method::HEAD;
         let range = request.headers().get(RANGE).cloned();
@@ -84,10 +103,6 @@ impl HttpTransport for Transport {
         {
             parts.headers.insert(CONTENT_MD5, value);
         }
-        // Without it a file could have no size, and an early end would look like the end.
-        if is_head && !parts.headers.contains_key(CONTENT_LENGTH) {
-            return Err(failed("no size").set_source(NoSize));
-        }
         Ok(Response::from_parts(parts, body))
     }
 }
@@ -111,11 +126,6 @@ fn failed(message: &'static str) -> opendal::Error {
 #[error("the server does not serve ranges")]
 struct RangeIgnored;
 
-/// The server does not tell how large an object is.
-#[derive(Debug, thiserror::Error)]
-#[error("the server does not tell the size")]
-struct NoSize;
-
 /// A failed request of OpenDAL, classified. OpenDAL's own text is not shown: it holds headers.
 pub(super) fn failure(url: &StorageUrl, error: &(dyn std::error::Error + 'static)) -> Error {
     let mut cause = Some(error);
@@ -123,7 +133,7 @@ pub(super) fn failure(url: &StorageUrl, error: &(dyn std::error::Error + 'static
         if let Some(refusal) = error.downcast_ref::<Refusal>() {
             return refusal.at(url);
         }
-        if error.is::<RangeIgnored>() || error.is::<NoSize>() {
+        if error.is::<RangeIgnored>() {
             return Error::new(ErrorKind::Unsupported, url, error.to_string());
         }
         if let Some(error) = error.downcast_ref::<reqwest::Error>() {

@@ -3,20 +3,21 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures_util::stream::TryStreamExt as _;
+use futures_util::stream::{StreamExt as _, TryStreamExt as _};
 use http::Method;
 use http::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue};
 use md5::{Digest as _, Md5};
 use sha2::Sha256;
 use tesk_core::storage::{
-    Checksum, Error, ErrorKind, Result, Source, StorageUrl, Upload, Version, Written,
+    ByteStream, Checksum, Error, ErrorKind, Result, Source, StorageUrl, Upload, Version, Written,
+    cleanup,
 };
 
 use super::bucket::{Body, Bucket, Call, header};
@@ -36,6 +37,8 @@ const MAX_PART: u64 = 5 << 30;
 const MAX_PARTS: u64 = 10_000;
 /// The largest object.
 pub(super) const MAX_SIZE: u64 = MAX_PART * MAX_PARTS;
+/// Up to this size the sum of a chunk takes less time than the way to another thread.
+const QUICKLY_SUMMED: usize = 64 << 10;
 /// How long the server may take to throw away what a dropped upload has left.
 const ABORT: Duration = Duration::from_secs(30);
 
@@ -70,7 +73,7 @@ pub(super) async fn begin(
     }
     // If nobody waits any longer when the server has made the upload, it is dropped, and so
     // thrown away.
-    let begun = tokio::spawn(Parts::begin(target)).await;
+    let begun = tokio::spawn(cleanup::track(Parts::begin(target))).await;
     let parts = begun.unwrap_or_else(|e| {
         let message = "the upload could not begin";
         Err(Error::new(ErrorKind::Other, url, message).with_source(e))
@@ -126,6 +129,31 @@ async fn collect(source: &Source, range: Range<u64>) -> Result<Bytes> {
         all.extend_from_slice(&chunk);
     }
     Ok(all.into())
+}
+
+/// The same bytes, and the MD5 of those that have passed. It is computed on another thread: large
+/// chunks would hold up whatever else is to be done here.
+fn summed(stream: ByteStream) -> (ByteStream, Arc<Mutex<Md5>>) {
+    let sum = Arc::<Mutex<Md5>>::default();
+    let passed = sum.clone();
+    let stream = stream.and_then(move |chunk| {
+        let (sum, bytes) = (sum.clone(), chunk.clone());
+        let update = move || locked(&sum).update(&bytes);
+        async move {
+            if chunk.len() <= QUICKLY_SUMMED {
+                update();
+            } else {
+                // Without it the sum is wrong, and the part is sent again.
+                let _ = tokio::task::spawn_blocking(update).await;
+            }
+            Ok(chunk)
+        }
+    });
+    (stream.boxed(), passed)
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Computes a checksum that goes with what is sent.
@@ -326,14 +354,10 @@ impl Parts {
     /// may have been lost.
     async fn is_there(&self) -> Option<String> {
         let expected = self.expected_version()?;
-        let found = self
-            .target
-            .bucket
-            .operator
-            .stat(&self.target.key)
-            .await
-            .ok()?;
-        let found = reply::version(found.etag()?)?;
+        let Target {
+            bucket, url, key, ..
+        } = &self.target;
+        let found = bucket.head(url, key).await.ok()?.version?;
         (found == expected).then_some(found.0)
     }
 }
@@ -381,12 +405,26 @@ impl Upload for Parts {
             headers.extend(header);
             checksum = repeated;
         }
-        let body = match kept {
-            Some(body) => body,
+        let mut sum = None;
+        let body = if let Some(body) = kept {
+            body
+        } else {
             // Read as the network takes it, so that core sees progress.
-            None => Body::Stream(source.read((start..end).into()).await?, end - start),
+            let mut stream = source.read((start..end).into()).await?;
+            if settings.compares_parts() {
+                let (same, passed) = summed(stream);
+                (stream, sum) = (same, Some(passed));
+            }
+            Body::Stream(stream, end - start)
         };
         let reply = self.target.put(&query, headers, body).await?;
+        if let Some(sum) = sum
+            && let Some(found) = reply::md5(&reply)
+            && found != <[u8; 16]>::from(locked(&sum).clone().finalize())
+        {
+            let message = "a part did not arrive as it was sent";
+            return Err(self.target.error(ErrorKind::Corrupt, message));
+        }
         let etag = etag(&reply).to_owned();
         if etag.is_empty() {
             let message = "the server took a part, but did not tell its entity tag";
@@ -429,8 +467,9 @@ impl Upload for Parts {
     }
 
     async fn abort(&self) -> Result<()> {
+        let thrown_away = throw_away(&self.target, &self.id).await;
         self.over.store(true, Ordering::Relaxed);
-        throw_away(&self.target, &self.id).await
+        thrown_away
     }
 }
 
@@ -439,11 +478,10 @@ impl Drop for Parts {
         if self.over.load(Ordering::Relaxed) {
             return;
         }
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
         let (target, id) = (self.target.clone(), self.id.clone());
-        runtime.spawn(async move { tokio::time::timeout(ABORT, throw_away(&target, &id)).await });
+        cleanup::spawn(async move {
+            let _ = tokio::time::timeout(ABORT, throw_away(&target, &id)).await;
+        });
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use tesk_core::storage::{Entry, EntryKind, ErrorKind, Source};
+use futures_util::StreamExt as _;
+use tesk_core::storage::{ByteRange, Entry, EntryKind, ErrorKind, Source};
+use tesk_core::transfer::{Engine, Settings};
 
 use super::ftp_server::FtpServer;
 use super::{Bench, content, registry, url};
@@ -284,4 +286,32 @@ async fn an_entry_that_makes_no_sense_is_refused_when_it_is_read() {
             .to_string();
         assert!(error.contains(expected), "{options}: {error}");
     }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_connection_is_not_given_up() {
+    let server = FtpServer::start().await;
+    server.put("a", content(10 << 20));
+    server.put("b", "b");
+    let bench = Bench::with(&format!("{ENTRY}\nconnections = 1"));
+    let settings = Settings {
+        progress_timeout_secs: 1,
+        retries: 0,
+        ..Settings::default()
+    };
+    let engine = Engine::new(bench.engine.registry().clone(), &settings);
+    let (a, b) = (url(&server.url("/a")), url(&server.url("/b")));
+    let storage = engine.registry().route(&a).unwrap();
+    let mut before = storage.read(&a, ByteRange::FULL, None).await.unwrap();
+    let to = bench.local("b");
+    let behind = engine.fetch_file(&b, &to, false);
+    let before = async {
+        for _ in 0..5 {
+            before.next().await.unwrap().unwrap();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        drop(before);
+    };
+    let (fetched, ()) = tokio::join!(behind, before);
+    fetched.unwrap();
 }

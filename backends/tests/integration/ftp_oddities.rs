@@ -1,8 +1,11 @@
 //! Servers that answer oddly, lie, refuse or fall over.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use tesk_core::storage::{Entry, EntryKind, ErrorKind, Result};
+use tesk_core::storage::{ByteRange, Entry, EntryKind, ErrorKind, Result, Source, Version};
 
 use super::scripted_ftp::{Act, Scripted, say, send};
 use super::{Bench, registry, url};
@@ -273,13 +276,45 @@ async fn a_file_is_whole_only_when_the_server_says_so() {
         let error = read(&server, ENTRY, "/f").await.unwrap_err();
         assert_eq!(error.kind(), kind, "{end}: {error}");
     }
-    // The engine knows the size besides.
+    // What it says may be true of its own side only.
     let server = with_file(|command, _| (command == "RETR /f").then(|| send("her"))).await;
+    let error = read(&server, ENTRY, "/f").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    // The engine knows the size besides.
     let error = Bench::with(ENTRY)
         .fetch(&server.url("/f"))
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}
+
+#[tokio::test]
+async fn data_that_came_well_is_not_whole_if_the_control_connection_broke_meanwhile() {
+    let server = with_file(|command, _| {
+        let sent = Act::Send("150 here".into(), b"here".to_vec(), String::new());
+        (command == "RETR /f").then(|| Act::Last(Box::new(sent)))
+    })
+    .await;
+    let error = read(&server, ENTRY, "/f").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.is_retryable());
+
+    let server = Scripted::start(|command, _| {
+        let taken = Act::Take("150 go".into(), String::new());
+        if command.starts_with("STOR ") {
+            Act::Last(Box::new(taken))
+        } else {
+            Act::Usual
+        }
+    })
+    .await;
+    let at = url(&server.url("/f"));
+    let storage = registry(ENTRY).unwrap().route(&at).unwrap();
+    let written = storage.write(&at, &Source::bytes("here")).await;
+    let error = written.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.is_retryable());
+    assert_eq!((server.count("RNTO"), server.count("DELE")), (0, 1));
 }
 
 #[tokio::test]
@@ -461,6 +496,101 @@ async fn a_server_that_renames_over_no_file_keeps_the_old_one_until_the_new_is_t
     );
 }
 
+/// What is on a server that renames over no file: names, and what is in them.
+type Files = Arc<Mutex<BTreeMap<String, &'static str>>>;
+
+/// The server, where the last renaming of a write meets `fault`, before it is done or after.
+async fn renaming_over_nothing(fault: Act, done: bool) -> (Scripted, Files) {
+    let files = Files::default();
+    files.lock().unwrap().insert("/f".to_owned(), "old");
+    let (there, from) = (files.clone(), Mutex::new(String::new()));
+    let server = Scripted::start(move |command, connection| {
+        let (name, path) = command.split_once(' ').unwrap_or((command, ""));
+        let mut there = there.lock().unwrap();
+        match name {
+            "STOR" => {
+                there.insert(path.to_owned(), "new");
+                Act::Take("150 go".into(), "226 done".into())
+            }
+            "SIZE" if there.contains_key(path) => say("213 3"),
+            "SIZE" => say("550 no"),
+            "CWD" if path != "/" => say("550 no"),
+            "DELE" if there.remove(path).is_none() => say("550 no"),
+            "RNFR" if there.contains_key(path) => {
+                path.clone_into(&mut from.lock().unwrap());
+                say("350 and?")
+            }
+            "RNFR" => say("550 no"),
+            "RNTO" if there.contains_key(path) => say("553 file exists"),
+            "RNTO" => {
+                let content = there[&*from.lock().unwrap()];
+                let is_last = content == "new" && connection == 0;
+                if !is_last || done {
+                    let content = there.remove(&*from.lock().unwrap()).unwrap();
+                    there.insert(path.to_owned(), content);
+                }
+                if is_last {
+                    fault.clone()
+                } else {
+                    say("250 ok")
+                }
+            }
+            _ => Act::Usual,
+        }
+    })
+    .await;
+    (server, files)
+}
+
+#[tokio::test]
+async fn a_file_that_stepped_aside_comes_back_or_goes_when_the_renaming_breaks_off() {
+    let stalls = Act::Stall;
+    for (fault, done, expected) in [
+        (Act::Close, false, "old"),
+        (Act::Close, true, "new"),
+        (say("550 no"), false, "old"),
+        (stalls, false, "old"),
+    ] {
+        let is_dropped = matches!(fault, Act::Stall);
+        let (server, files) = renaming_over_nothing(fault.clone(), done).await;
+        let at = url(&server.url("/f"));
+        let storage = registry(&ENTRY.replace("_secs = 1", "_secs = 60"));
+        let storage = storage.unwrap().route(&at).unwrap();
+        let source = Source::bytes("new");
+        let writing = tokio::spawn(async move { storage.write(&at, &source).await });
+        if is_dropped {
+            while server.count("RNTO /f") < 2 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            writing.abort();
+        } else {
+            writing.await.unwrap().unwrap_err();
+        }
+        let expected = BTreeMap::from([("/f".to_owned(), expected)]);
+        for _ in 0..200 {
+            if *files.lock().unwrap() == expected {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(*files.lock().unwrap(), expected, "{fault:?} {done}");
+    }
+}
+
+#[tokio::test]
+async fn a_directory_with_too_many_names_is_given_up() {
+    let server = Scripted::start(|command, _| match command {
+        "FEAT" => say("211-these:\r\n MLST type*;\r\n211 end"),
+        "MLSD" => send("type=file; a\n".repeat(1_000_001)),
+        _ => Act::Usual,
+    })
+    .await;
+    let error = list(&server, "/x").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    assert!(!error.is_retryable(), "{error}");
+    assert!(error.to_string().contains("1000000 entries"), "{error}");
+}
+
 #[tokio::test]
 async fn no_url_smuggles_a_command() {
     let server = with_file(|_, _| None).await;
@@ -581,5 +711,53 @@ async fn a_file_that_changed_is_not_read_as_the_old_one() {
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
-    assert_eq!(server.count("RETR"), 0);
+}
+
+#[tokio::test]
+async fn a_file_that_is_replaced_while_a_part_of_it_is_read_gives_no_version_its_last_bytes() {
+    use futures_util::StreamExt as _;
+    for (range, all) in [
+        (ByteRange::FULL, 4),
+        ((0..4).into(), 4),
+        ((0..2).into(), 2),
+        ((1..3).into(), 2),
+        (ByteRange::from(1), 3),
+    ] {
+        // Between the look and the reading.
+        let (replaced, offset) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let server = with_file(move |command, _| {
+            if let Some(told) = command.strip_prefix("REST ") {
+                offset.store(told.parse().unwrap(), Ordering::Relaxed);
+                return Some(say("350 and?"));
+            }
+            Some(match command {
+                "MDTM /f" if replaced.load(Ordering::Relaxed) => say("213 20240105103001"),
+                "RETR /f" => {
+                    replaced.store(true, Ordering::Relaxed);
+                    send(&b"HERE"[offset.load(Ordering::Relaxed)..])
+                }
+                _ => return None,
+            })
+        })
+        .await;
+        let at = url(&server.url("/f"));
+        let storage = registry(ENTRY).unwrap().route(&at).unwrap();
+        let version = Version("20240105103000-4".into());
+        let read = storage.read(&at, range, Some(&version)).await;
+        let (mut error, mut given) = (read.as_ref().err().map(ToString::to_string), 0);
+        if let Ok(mut stream) = read {
+            while let Some(chunk) = stream.next().await {
+                match chunk {
+                    Ok(chunk) => given += chunk.len(),
+                    Err(why) => error = Some(why.to_string()),
+                }
+            }
+        }
+        let error = error.unwrap_or_default();
+        assert!(error.contains("another version"), "{range:?}: {error}");
+        assert!(
+            given < all,
+            "{range:?}: who knows the size asks for no more"
+        );
+    }
 }

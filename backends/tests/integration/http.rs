@@ -362,3 +362,41 @@ async fn a_directory_is_not_fetched_from_a_web_server() {
     let error = bench.engine.fetch_directory(&from, &to).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
 }
+
+#[tokio::test]
+async fn a_server_is_asked_for_the_digest_of_the_whole_and_believed_in_a_part_too() {
+    let digest = |of: &[u8]| {
+        use base64::Engine as _;
+        use sha2::Digest as _;
+        let sum = base64::engine::general_purpose::STANDARD.encode(sha2::Sha256::digest(of));
+        format!("sha-256=:{sum}:")
+    };
+    for (head, honest) in [(true, true), (true, false), (false, true), (false, false)] {
+        let server = Server::start().await;
+        server.put("/x", "here");
+        let told = digest(if honest { b"here" } else { b"there" });
+        server.script(move |method, _, headers| {
+            // The whole is asked for without a range.
+            let reply = match method.as_str() {
+                "HEAD" if !head => return Some(status(403)),
+                "HEAD" if headers.get("want-repr-digest")? == "sha-256=1" => {
+                    Response::builder().header(header::CONTENT_LENGTH, 4)
+                }
+                "GET" if headers.contains_key(header::RANGE) => Response::builder()
+                    .status(206)
+                    .header(header::CONTENT_RANGE, "bytes 0-0/4"),
+                _ => return None,
+            };
+            let body = if method == Method::GET { "h" } else { "" };
+            let reply = reply.header("repr-digest", &told);
+            Some(reply.body(Body::from(body)).unwrap())
+        });
+        let fetched = Bench::new().fetch(&server.url("/x")).await;
+        if honest {
+            assert_eq!(fetched.unwrap(), b"here");
+        } else {
+            let error = fetched.unwrap_err();
+            assert!(error.to_string().contains("checksum"), "{head}: {error}");
+        }
+    }
+}

@@ -185,6 +185,32 @@ async fn little_goes_twice_over_a_line_that_keeps_breaking() {
 }
 
 #[tokio::test]
+async fn a_part_that_did_not_arrive_as_it_was_sent_is_sent_again() {
+    let (content, part) = (content(20 << 20), 5 << 20);
+    let to = url("s3://bucket/large");
+    for (damaged, kms, fine) in [(1, false, true), (0, true, true), (1000, false, false)] {
+        let bench = Bench::new().await;
+        let kms = Faith {
+            kms,
+            ..Faith::default()
+        };
+        bench.server.is(kms);
+        bench.server.damages(damaged);
+        let file = bench.file("out", &content);
+        let stored = engine(&bench.config).store_file(&file, &to).await;
+        if fine {
+            stored.unwrap();
+            assert!(bench.server.content("large").unwrap() == content);
+            let sent = bench.server.part_bytes();
+            assert_eq!(sent, content.len() + damaged * part);
+        } else {
+            assert_eq!(stored.unwrap_err().kind(), ErrorKind::Corrupt);
+            assert_eq!(bench.server.content("large"), None);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_keeps_what_came_never_gets_half_an_object() {
     let bench = Bench::new().await;
     bench.server.is(Faith {
@@ -284,6 +310,28 @@ async fn trouble_of_the_server_is_waited_out() {
 }
 
 #[tokio::test]
+async fn every_object_of_a_directory_is_compared_with_its_checksum() {
+    // In one piece in memory, in one stream, in ranges.
+    for size in [10, 100_000, 3 << 20] {
+        let bench = Bench::new().await;
+        bench.server.put("d/a", content(size));
+        let settings = Settings {
+            range_mib: 1,
+            retries: 0,
+            ..Settings::default()
+        };
+        let registry = Arc::new(registry(&bench.config).unwrap());
+        let (from, engine) = (url("s3://bucket/d"), Engine::new(registry, &settings));
+        let good = engine.fetch_directory(&from, &bench.local("good")).await;
+        assert_eq!(good.unwrap().len(), 1);
+        bench.server.spoil("d/a");
+        let bad = engine.fetch_directory(&from, &bench.local("bad")).await;
+        assert_eq!(bad.unwrap_err().kind(), ErrorKind::Corrupt, "{size}");
+        assert!(!bench.directory.path().join("bad/a").exists(), "{size}");
+    }
+}
+
+#[tokio::test]
 async fn odd_keys_are_themselves_or_refused() {
     let bench = Bench::new().await;
     let engine = engine(&bench.config);
@@ -352,6 +400,52 @@ async fn a_bucket_is_no_way_to_another_host() {
     }
     let error = storage.stat(&url("s3://missing/key")).await.unwrap_err();
     assert!(error.to_string().contains("no such bucket"), "{error}");
+}
+
+#[tokio::test]
+async fn only_networks_and_hosts_that_are_allowed_are_reached() {
+    let bench = Bench::new().await;
+    bench.server.put("file", "here");
+    let by_name = bench.config.replace("127.0.0.1", "localhost");
+    let file = url("s3://bucket/file");
+    for (config, options) in [
+        (&by_name, ""),
+        (&by_name, "allow_hosts = ['LOCALHOST']"),
+        (
+            &by_name,
+            "allow_private = false\nallow_networks = ['127.0.0.0/8', '::1']",
+        ),
+        // The operator has chosen it.
+        (&bench.config, "allow_private = false"),
+    ] {
+        let storage = storage(&format!("{config}{options}"));
+        assert!(storage.stat(&file).await.unwrap().is_some(), "{options}");
+    }
+    for options in [
+        "allow_private = false",
+        "deny_networks = ['127.0.0.0/8', '::1']",
+        "deny_hosts = ['localhost']",
+        "allow_hosts = ['example.org']",
+        "path_style = false\ndeny_hosts = ['bucket.localhost']",
+        "path_style = false\nallow_hosts = ['localhost']",
+    ] {
+        let storage = storage(&format!("{by_name}{options}"));
+        for error in [
+            storage.stat(&file).await.unwrap_err(),
+            storage.list(&url("s3://bucket")).await.err().unwrap(),
+            read(&storage, "s3://bucket/file", ByteRange::FULL)
+                .await
+                .unwrap_err(),
+            storage.write(&file, &Source::bytes("x")).await.unwrap_err(),
+            storage.begin_upload(&file, 9 << 20).await.err().unwrap(),
+            storage.remove(&file).await.unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Denied, "{options}: {error}");
+            let text = error.to_string();
+            assert!(text.contains("is not reached from here"), "{text}");
+        }
+    }
+    assert_eq!(bench.server.content("file").unwrap(), "here");
 }
 
 #[tokio::test]
@@ -491,6 +585,7 @@ async fn an_entity_tag_is_a_checksum_unless_the_object_is_encrypted() {
     for kms in [false, true] {
         bench.server.is(Faith {
             kms,
+            denies_checksums: true,
             ..Faith::default()
         });
         let written = storage.write(&file, &Source::bytes("x")).await.unwrap();
@@ -501,6 +596,21 @@ async fn an_entity_tag_is_a_checksum_unless_the_object_is_encrypted() {
         assert_eq!(written.checksum, info.checksum);
         assert_eq!(matches!(info.checksum, Some(Checksum::Md5(_))), !kms);
     }
+}
+
+#[tokio::test]
+async fn the_checksum_that_a_server_keeps_is_asked_for() {
+    use sha2::Digest as _;
+    let bench = Bench::new().await;
+    bench.server.put("file", "x");
+    let found = bench.storage().stat(&url("s3://bucket/file")).await;
+    let Some(EntryKind::File(info)) = found.unwrap().map(|found| found.kind) else {
+        panic!("no file");
+    };
+    let sum = sha2::Sha256::digest("x").into();
+    assert_eq!(info.checksum, Some(Checksum::Sha256(sum)));
+    assert_eq!(info.size, Some(1));
+    assert!(info.version.is_some());
 }
 
 #[tokio::test]

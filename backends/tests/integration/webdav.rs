@@ -8,6 +8,7 @@ use tesk_core::storage::{
     ByteRange, ByteStream, Capabilities, Entry, EntryKind, Error, ErrorKind, Source, Storage,
     StorageUrl, Version,
 };
+use tesk_core::transfer::{Engine, Settings};
 
 use super::server::Server;
 use super::{Bench, content, url};
@@ -73,6 +74,47 @@ async fn a_move_that_was_done_but_not_answered_is_done() {
         let written = write(&storage(&bench(), &at), &at, "x").await;
         assert_eq!(written.is_ok(), fine, "{written:?}");
     }
+}
+
+#[tokio::test]
+async fn a_move_that_was_done_but_not_answered_finds_its_target_taken() {
+    let reply = |status: &str, body: &str| {
+        let length = body.len();
+        format!(
+            "HTTP/1.1 {status} x\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        )
+    };
+    let file = listing("").replace("<collection/>", "");
+    // The source is gone, so it was this MOVE that took the place; or it is there.
+    for after in [
+        vec![reply("404", "")],
+        vec![reply("207", &file), reply("207", &file), reply("204", "")],
+    ] {
+        let mut replies = vec![reply("207", &listing("")), reply("201", "")];
+        replies.push("HTTP/1.1 200 x\r\nContent-Length: 1\r\nConnection: close\r\n\r\n".into());
+        replies.extend([String::new(), reply("412", "")]);
+        replies.extend(after);
+        let at = url(&super::http::raw(replies).await.replace("/file", "/d/file"));
+        let written = write(&storage(&bench(), &at), &at, "x").await;
+        assert!(written.is_ok(), "{written:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_keeps_nobody_from_writing_to_another() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (server, bench) = (Server::start_dav(None).await, bench());
+    let stuck = url(&format!("http://{}/d/x", silent.local_addr().unwrap()));
+    let at = url(&server.url("/d/x"));
+    let storage = storage(&bench, &at);
+    let waiting = tokio::spawn({
+        let storage = storage.clone();
+        async move { write(&storage, &stuck, "x").await }
+    });
+    let (_asked, _) = silent.accept().await.unwrap();
+    let written = tokio::time::timeout(Duration::from_secs(5), write(&storage, &at, "x")).await;
+    written.expect("it waits for the other").unwrap();
+    waiting.abort();
 }
 
 /// A server that answers every `PROPFIND` so.
@@ -401,6 +443,39 @@ async fn names_are_what_their_escapes_stand_for() {
 }
 
 #[tokio::test]
+async fn every_file_of_a_directory_is_compared_with_the_checksum_of_its_reply() {
+    // Of `here`, and of nothing.
+    for (md5, fine) in [
+        ("bJIoX6bT6CexmNEg6jrGdA==", true),
+        ("1B2M2Y8AsgTpgAmY7PhCfg==", false),
+    ] {
+        let file = resource("/d/f", "<getcontentlength>4</getcontentlength>");
+        let (server, bench) = (Server::start_dav(None).await, bench());
+        server.script(move |method, _, _| match method.as_str() {
+            "PROPFIND" => Some(multistatus(listing(&file))),
+            "GET" => {
+                let reply = Response::builder().header("etag", "\"1\"");
+                let reply = reply.header("content-md5", md5);
+                Some(reply.body(Body::from("here")).unwrap())
+            }
+            _ => None,
+        });
+        let (from, to) = (url(&server.url("/d/")), bench.local("to"));
+        let once = Settings {
+            retries: 0,
+            ..Settings::default()
+        };
+        let engine = Engine::new(bench.engine.registry().clone(), &once);
+        let fetched = engine.fetch_directory(&from, &to).await;
+        assert_eq!(fetched.is_ok(), fine, "{fetched:?}");
+        assert_eq!(count(&server, "HEAD"), 0, "a listing tells enough");
+        if let Err(error) = fetched {
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn properties_that_are_missing_are_not_needed() {
     let (server, bench) = (Server::start_dav(None).await, bench());
     server.script(|method, path, _| match (method.as_str(), path) {
@@ -706,6 +781,13 @@ async fn versions_in_listings_count_where_reads_know_them() {
     // Some servers forget the quotes.
     let bare = tag.trim_matches('"').to_owned();
     let tags = [(tag, true), (bare, true), ("\"other\"".to_owned(), false)];
+    // Else it would be looked at for its checksum.
+    let settings = Settings {
+        range_mib: 1,
+        verify: false,
+        ..Settings::default()
+    };
+    let engine = Engine::new(bench.engine.registry().clone(), &settings);
     for (i, (tag, honest)) in tags.into_iter().enumerate() {
         server.script(move |method, path, _| {
             let listed =
@@ -716,7 +798,7 @@ async fn versions_in_listings_count_where_reads_know_them() {
         let before = server.requests().len();
         let to = bench.local(&format!("to{i}"));
         let from = url(&server.url("/d"));
-        bench.engine.fetch_directory(&from, &to).await.unwrap();
+        engine.fetch_directory(&from, &to).await.unwrap();
         let asked = server.requests().split_off(before);
         let reads = asked.iter().filter(|(method, ..)| *method == "GET");
         let (parts, whole): (Vec<_>, Vec<_>) =

@@ -9,12 +9,13 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
 use libunftp::ServerBuilder;
 use libunftp::options::Binder;
+use tesk_core::rooted::is_temp_name;
 use tokio::net::{TcpListener, TcpSocket};
 use unftp_core::auth::{AuthenticationError, Authenticator, Credentials, Principal};
 use unftp_sbe_fs::Filesystem;
@@ -172,6 +173,11 @@ impl FtpServer {
         self.root.path().join("files")
     }
 
+    /// The temporary files that are there.
+    pub(crate) fn temporaries(&self) -> Vec<String> {
+        temporaries(&self.files())
+    }
+
     /// Puts a file there.
     pub(crate) fn put(&self, path: &str, content: impl AsRef<[u8]>) {
         let path = self.files().join(path);
@@ -193,4 +199,19 @@ impl FtpServer {
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
+}
+
+/// The files below a directory of this machine that are named as what is not finished.
+pub(crate) fn temporaries(directory: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    // What goes away meanwhile is not left.
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if is_temp_name(&entry.file_name()) {
+            found.push(path.display().to_string());
+        } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(temporaries(&path));
+        }
+    }
+    found
 }

@@ -9,6 +9,8 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use hyper_util::rt::TokioIo;
@@ -16,13 +18,17 @@ use md5::{Digest as _, Md5};
 use s3s::auth::SimpleAuth;
 #[allow(clippy::wildcard_imports)]
 use s3s::dto::*;
+use s3s::host::{S3Host, VirtualHost};
 use s3s::service::S3ServiceBuilder;
 use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
+use sha2::Sha256;
 
 pub(crate) const ID: &str = "AKIDTESK";
 pub(crate) const SECRET: &str = "s3cr3t/key";
 /// The bucket that is there.
 pub(crate) const BUCKET: &str = "bucket";
+/// Below it, the name of a bucket is the name of a host.
+pub(crate) const DOMAIN: &str = "s3.example.test";
 
 /// A running server; dropped, it takes no new connections.
 #[derive(Clone)]
@@ -41,6 +47,8 @@ struct Shared {
     ids: AtomicUsize,
     /// Bytes of parts that came, lost ones not counted.
     part_bytes: AtomicUsize,
+    /// How many of the next parts are not kept as they came.
+    damages: AtomicUsize,
     /// The headers of the last request that wrote.
     headers: Mutex<hyper::HeaderMap>,
     /// What the next requests of these operations fail with.
@@ -59,18 +67,25 @@ pub(crate) struct Faith {
     pub(crate) keeps_what_came: bool,
     /// Objects are encrypted with keys of a key service, and entity tags are no checksums.
     pub(crate) kms: bool,
+    /// Who asks for checksums needs the right to decrypt, and nobody has it.
+    pub(crate) denies_checksums: bool,
 }
 
 #[derive(Clone)]
 struct Object {
     content: Bytes,
     etag: String,
+    /// Of what came in one piece.
+    sha256: Option<String>,
 }
 
 impl Object {
     fn new(content: Bytes) -> Self {
-        let etag = hex(Md5::digest(&content).into());
-        Self { content, etag }
+        Self {
+            etag: hex(Md5::digest(&content).into()),
+            sha256: Some(STANDARD.encode(Sha256::digest(&content))),
+            content,
+        }
     }
 }
 
@@ -88,6 +103,7 @@ impl S3Server {
         let mut builder = S3ServiceBuilder::new(state.clone());
         builder.set_auth(SimpleAuth::from_single(ID, SECRET));
         builder.set_access(Access);
+        builder.set_host(Hosts);
         let service = builder.build();
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
             .await
@@ -110,6 +126,15 @@ impl S3Server {
         self.put_in(BUCKET, key, content);
     }
 
+    /// Changes a byte of an object, behind the back of the server's own checksum.
+    pub(crate) fn spoil(&self, key: &str) {
+        let mut objects = lock(&self.state.0.objects);
+        let object = objects.get_mut(&(BUCKET.into(), key.into())).unwrap();
+        let mut content = object.content.to_vec();
+        content[0] ^= 1;
+        object.content = content.into();
+    }
+
     pub(crate) fn put_in(&self, bucket: &str, key: &str, content: impl Into<Bytes>) {
         let object = Object::new(content.into());
         lock(&self.state.0.objects).insert((bucket.into(), key.into()), object);
@@ -129,7 +154,12 @@ impl S3Server {
 
     /// Uploads that were begun, and neither completed nor aborted.
     pub(crate) fn uploads(&self) -> usize {
-        lock(&self.state.0.uploads).len()
+        self.upload_ids().len()
+    }
+
+    /// Their names, which end in their keys.
+    pub(crate) fn upload_ids(&self) -> Vec<String> {
+        lock(&self.state.0.uploads).keys().cloned().collect()
     }
 
     pub(crate) fn part_bytes(&self) -> usize {
@@ -145,8 +175,25 @@ impl S3Server {
         *lock(&self.state.0.faults) = faults.into_iter().collect();
     }
 
+    /// The next `parts` are not kept as they came.
+    pub(crate) fn damages(&self, parts: usize) {
+        self.state.0.damages.store(parts, Ordering::Relaxed);
+    }
+
     pub(crate) fn is(&self, faith: Faith) {
         *lock(&self.state.0.faith) = faith;
+    }
+}
+
+struct Hosts;
+
+impl S3Host for Hosts {
+    fn parse_host_header<'a>(&'a self, host: &'a str) -> S3Result<VirtualHost<'a>> {
+        let bucket = host.strip_suffix(DOMAIN);
+        Ok(match bucket.and_then(|name| name.strip_suffix('.')) {
+            Some(bucket) => VirtualHost::new(DOMAIN).with_bucket(bucket),
+            None => VirtualHost::new(host),
+        })
     }
 }
 
@@ -211,10 +258,15 @@ impl S3 for State {
     ) -> S3Result<S3Response<HeadObjectOutput>> {
         self.fault("head")?;
         let object = self.find(&request.input.bucket, &request.input.key)?;
+        let asked = request.input.checksum_mode.is_some();
+        if asked && lock(&self.0.faith).denies_checksums {
+            return Err(s3_error!(AccessDenied));
+        }
         Ok(S3Response::new(HeadObjectOutput {
             content_length: Some(object.content.len() as i64),
             e_tag: Some(ETag::Strong(object.etag)),
             server_side_encryption: self.encryption(),
+            checksum_sha256: object.sha256.filter(|_| asked),
             ..HeadObjectOutput::default()
         }))
     }
@@ -341,7 +393,8 @@ impl S3 for State {
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
         self.fault("create")?;
         *lock(&self.0.headers) = request.headers;
-        let id = format!("upload/{}", self.0.ids.fetch_add(1, Ordering::Relaxed));
+        let number = self.0.ids.fetch_add(1, Ordering::Relaxed);
+        let id = format!("upload/{number}/{}", request.input.key);
         lock(&self.0.uploads).insert(id.clone(), BTreeMap::new());
         Ok(S3Response::new(CreateMultipartUploadOutput {
             upload_id: Some(id),
@@ -361,7 +414,16 @@ impl S3 for State {
         if !whole && !lock(&self.0.faith).keeps_what_came {
             return Err(s3_error!(IncompleteBody));
         }
-        let part = Object::new(content);
+        let (left, one) = (&self.0.damages, Ordering::Relaxed);
+        let damaged = left.fetch_update(one, one, |left| left.checked_sub(1));
+        let mut part = Object::new(if damaged.is_ok() {
+            content.iter().rev().copied().collect()
+        } else {
+            content
+        });
+        if self.encryption().is_some() {
+            part.etag = hex(Md5::digest(&part.etag).into());
+        }
         self.0
             .part_bytes
             .fetch_add(part.content.len(), Ordering::Relaxed);
@@ -372,6 +434,7 @@ impl S3 for State {
         upload.insert(input.part_number, part);
         Ok(S3Response::new(UploadPartOutput {
             e_tag,
+            server_side_encryption: self.encryption(),
             ..UploadPartOutput::default()
         }))
     }
@@ -404,6 +467,7 @@ impl S3 for State {
         let object = Object {
             content: content.into(),
             etag: etag.clone(),
+            sha256: None,
         };
         lock(&self.0.objects).insert((input.bucket, input.key), object);
         // Done, but nobody hears of it.

@@ -20,6 +20,8 @@ pub(crate) enum Act {
     Take(String, String),
     /// The same without reading: it is closed at once.
     Refuse(String, String),
+    /// This, and then the connection is closed.
+    Last(Box<Self>),
     /// Nothing is ever said again.
     Stall,
     /// The connection is closed.
@@ -109,6 +111,10 @@ async fn serve(
             }
             act => act,
         };
+        let (act, is_last) = match act {
+            Act::Last(act) => (*act, true),
+            act => (act, false),
+        };
         match act {
             Act::Say(text) => write(&mut control, &text).await?,
             Act::Send(before, content, after) => {
@@ -130,7 +136,10 @@ async fn serve(
                 write(&mut control, &after).await?;
             }
             Act::Stall => std::future::pending().await,
-            Act::Close | Act::Usual => return Ok(()),
+            Act::Close | Act::Usual | Act::Last(_) => return Ok(()),
+        }
+        if is_last {
+            return Ok(());
         }
         command.clear();
         if control.read_line(&mut command).await? == 0 {

@@ -89,6 +89,27 @@ impl Server {
         files.get(path).map(|(bytes, _)| bytes.clone())
     }
 
+    /// The temporary files that are there, with WebDAV.
+    pub(crate) async fn temporaries(&self) -> Vec<String> {
+        let Some(dav) = &self.inner.dav else {
+            return Vec::new();
+        };
+        let request = Request::builder()
+            .method("PROPFIND")
+            .uri("/")
+            .header("depth", "infinity")
+            // Else it lists nothing with all that is in it.
+            .header("x-litmus", "1");
+        let reply = dav.handle(request.body(Body::empty()).unwrap()).await;
+        assert_eq!(reply.status(), StatusCode::MULTI_STATUS);
+        let reply = axum::body::to_bytes(Body::new(reply.into_body()), usize::MAX).await;
+        let names = String::from_utf8(reply.unwrap().to_vec()).unwrap();
+        let names = names
+            .split(['<', '>'])
+            .filter(|text| text.contains("/.tesk-"));
+        names.map(str::to_owned).collect()
+    }
+
     pub(crate) fn script(
         &self,
         script: impl Fn(&Method, &str, &HeaderMap) -> Option<Response> + Send + Sync + 'static,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, anyhow, bail};
 use serde::Deserialize;
 use tesk_conformance::storage::{Report, Subject};
-use tesk_core::storage::{ConfigEntry, RegistryBuilder, StorageUrl};
+use tesk_core::storage::{ConfigEntry, RegistryBuilder, StorageUrl, cleanup};
 
 use crate::{junit, text};
 
@@ -58,6 +58,7 @@ pub(crate) fn run(options: &Options, plugins: &RegistryBuilder) -> anyhow::Resul
         for subject in &subjects {
             reports.push(judge(subject, options).await);
         }
+        cleanup::finish().await;
         reports
     });
     // A file system that hangs must not keep us.

@@ -83,6 +83,7 @@ mod needs {
 
     pub(super) const NO_LIST: Need = NoClaim("list", |c| c.list);
     pub(super) const NO_WRITE: Need = NoClaim("write", |c| c.write);
+    pub(super) const NO_RANGES: Need = NoClaim("ranges", |c| c.ranges);
     pub(super) const NO_PARTS: Need = NoClaim("parts", |c| c.parts);
     pub(super) const NO_DIRECTORIES: Need = NoClaim("directories", |c| c.directories);
     pub(super) const NO_RENAME: Need = NoClaim("rename", |c| c.rename);

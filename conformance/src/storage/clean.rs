@@ -1,7 +1,7 @@
 //! Leaves a storage as it was found.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tesk_core::storage::{EntryKind, Error, ErrorKind, Storage, StorageUrl};
@@ -14,14 +14,31 @@ const AT_ONCE: usize = 8;
 const PASSES: usize = 3;
 
 /// Removes a directory with all that is in it, where the storage can. Gives the reason why
-/// something is left.
-pub(super) async fn remove(storage: &Arc<dyn Storage>, url: &StorageUrl) -> Result<(), String> {
+/// something is left after trying for as long as `patience`.
+pub(super) async fn remove(
+    storage: &Arc<dyn Storage>,
+    url: &StorageUrl,
+    patience: Duration,
+) -> Result<(), String> {
     let claims = storage.capabilities();
     for (claim, name) in [(claims.list, "list"), (claims.remove, "remove")] {
         if !claim {
             return Err(format!("`{name}` is not claimed"));
         }
     }
+    let begun = Instant::now();
+    loop {
+        match try_remove(storage, url).await {
+            // The storage itself may still be about to remove something.
+            Err(_) if begun.elapsed() < patience => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn try_remove(storage: &Arc<dyn Storage>, url: &StorageUrl) -> Result<(), String> {
     // A task of its own: a storage that panics has been judged already.
     let (storage, url) = (storage.clone(), url.clone());
     let mut removing = tokio::spawn(async move { remove_tree(&storage, &url).await });

@@ -14,6 +14,7 @@ use tesk_core::storage::{
 use tesk_core::transfer::{Engine, Settings};
 
 use super::Subject;
+use super::watched::{Secrets, watched};
 use crate::proxy::Proxy;
 
 /// A storage and a directory in it that is the case's own.
@@ -21,15 +22,23 @@ use crate::proxy::Proxy;
 pub struct Context {
     subject: Subject,
     directory: StorageUrl,
+    secrets: Arc<Secrets>,
 }
 
 impl Context {
-    pub(super) fn new(subject: &Subject, case: &str) -> Self {
+    /// What is secret of the errors that the case causes is heard by `secrets`.
+    pub(super) fn new(subject: &Subject, case: &str, secrets: &Arc<Secrets>) -> Self {
         // Runs must not meet the files of earlier ones: many storages cannot remove any.
         let name = format!("{case}-{:08x}", rand::random::<u32>());
+        let mut subject = subject.clone();
+        subject.storage = watched(subject.storage, secrets);
+        if let Some((storage, _)) = &mut subject.locked_out {
+            *storage = watched(storage.clone(), secrets);
+        }
         Self {
             directory: subject.scratch.join(&name),
-            subject: subject.clone(),
+            subject,
+            secrets: secrets.clone(),
         }
     }
 
@@ -70,11 +79,29 @@ impl Context {
         let (storage, scratch) = through(proxy.address())?;
         let path = self.directory.path().rsplit('/').next().unwrap_or_default();
         let subject = Subject {
-            storage,
+            storage: watched(storage, &self.secrets),
             ..self.subject.clone()
         };
-        let directory = scratch.join(path);
-        Ok((proxy, Self { subject, directory }))
+        let far = Self {
+            subject,
+            directory: scratch.join(path),
+            secrets: self.secrets.clone(),
+        };
+        Ok((proxy, far))
+    }
+
+    /// A size that goes in parts, of which some are sent while others are not read yet. A storage
+    /// may keep what is smaller, and send it as one at the end.
+    pub async fn size_in_parts(&self) -> anyhow::Result<usize> {
+        if !self.claims().parts {
+            // Of 8 MiB at most, where a plugin makes parts by itself.
+            return Ok((16 << 20) + 3);
+        }
+        let (storage, url) = (self.storage(), self.url("probe"));
+        let probe = storage.begin_upload(&url, 100_000_000).await?;
+        let size = probe.part_size() as usize * 2 + 3;
+        probe.abort().await?;
+        Ok(size)
     }
 
     /// Puts a file there, by the storage itself or as the subject says.

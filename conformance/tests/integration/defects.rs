@@ -12,7 +12,7 @@ use tesk_core::storage::{
     LocalPath, Result, Source, Storage, StorageUrl, Upload, Version, Written,
 };
 
-use super::memory::{Memory, Node, PART, path};
+use super::memory::{Memory, Node, PART, PASSWORD, path};
 
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,7 @@ pub(super) enum Defect {
     ClaimIsLost,
     UnclaimedWorks,
     UnclaimedIsCalledOther,
+    UnclaimedRangeIsIgnored,
     // Looking
     MissingIsAnError,
     RefusalIsNothing,
@@ -38,6 +39,7 @@ pub(super) enum Defect {
     VersionIsIgnored,
     VersionNeverFits,
     SecretInAnError,
+    ConfiguredSecretInAnError,
     NewlinesAreTranslated,
     OneReadingAtATime,
     DroppingSpoilsAll,
@@ -71,6 +73,8 @@ pub(super) enum Defect {
     CountIsWrong,
     OnlyOneChunkIsWritten,
     WritersShareATemporaryName,
+    WritersOfOneNameMix,
+    TemporaryIsLeft,
     // Renaming, removing, making
     RenameLeavesTheSource,
     RenameDoesNotReplace,
@@ -86,9 +90,13 @@ pub(super) enum Defect {
     UploadIsSeenBeforeItsEnd,
     AbortedUploadStays,
     EmptyUploadIsLost,
+    UploadIsLeft,
 }
 
 use Defect as D;
+
+/// How names begin that listings hide.
+const TEMPORARY: &str = ".temporary";
 
 /// [`Memory`], but for one defect.
 #[derive(Debug)]
@@ -213,6 +221,7 @@ impl Storage for Defective {
         let mut claims = self.good.capabilities();
         match self.defect {
             D::ClaimIsLost => claims.rename = false,
+            D::UnclaimedRangeIsIgnored => claims.ranges = false,
             D::UnclaimedWorks | D::UnclaimedIsCalledOther => claims = Capabilities::read_only(),
             // A plugin without parts writes whole files, and one whose files are not seen by
             // others before they are whole needs no renaming by core.
@@ -255,12 +264,17 @@ impl Storage for Defective {
             Err(error) => match (self.defect, error.kind()) {
                 (D::ListingOfNothingIsEmpty, ErrorKind::NotFound)
                 | (D::ListingOfAFileIsEmpty, ErrorKind::Invalid) => stream::empty().boxed(),
+                (D::ConfiguredSecretInAnError, kind) => {
+                    let message = format!("the password `{PASSWORD}` finds nothing");
+                    return Err(Error::new(kind, url, message));
+                }
                 _ => return Err(error),
             },
             Ok(entries) => entries,
         };
         let mut entries: Vec<Entry> = entries.try_collect().await?;
         match self.defect {
+            D::TemporaryIsLeft => entries.retain(|entry| !entry.path.contains(TEMPORARY)),
             D::ListingIsCutAt1000 => entries.truncate(1000),
             D::ListingHasOneLevel => entries.retain(|entry| !entry.path.contains('/')),
             D::ListingTakesNamePrefixes => {
@@ -315,7 +329,7 @@ impl Storage for Defective {
                 range.end = range.end.map(|end| end.min(size));
             }
             D::RangeBeginsOneLate if range.start > 0 => range.start += 1,
-            D::RangeIsIgnored => range = ByteRange::FULL,
+            D::RangeIsIgnored | D::UnclaimedRangeIsIgnored => range = ByteRange::FULL,
             D::EmptyRangeIsAnError if range.start == size => {
                 return Err(Error::new(ErrorKind::Corrupt, url, "cannot begin there"));
             }
@@ -369,9 +383,11 @@ impl Storage for Defective {
         };
         let before = self.good.content(url);
         let name = path(url);
+        let temporary = url.sibling(&format!("{TEMPORARY}-{:08x}", rand::random::<u32>()));
         let missing = Error::new(ErrorKind::NotFound, url, "has no parent directory");
         match self.defect {
             D::EmptyFileIsLost if source.size() == 0 => return Ok(written),
+            D::TemporaryIsLeft => self.good.put(&temporary, Bytes::new(), None),
             D::HalfIsSeenMeanwhile => self.good.put(url, Bytes::from_static(b"half"), None),
             D::ParentsAreNotMade if name.matches('/').count() > 2 => return Err(missing),
             D::DirectoryIsOverwritten if before.is_none() => {
@@ -394,6 +410,18 @@ impl Storage for Defective {
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 let content = self.temporary.lock().unwrap().clone();
                 return self.good.write(url, &Source::bytes(content)).await;
+            }
+            D::WritersOfOneNameMix => {
+                let content = self.good.receive(url, source, ByteRange::FULL).await?;
+                let (half, mut others) = (content.len() / 2, content.clone());
+                std::mem::swap(&mut *self.temporary.lock().unwrap(), &mut others);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                let content = match others.get(half..) {
+                    Some(tail) if others.len() > half => [&content[..half], tail].concat().into(),
+                    _ => content,
+                };
+                self.good.put(url, content, None);
+                return Ok(written);
             }
             _ => {}
         }
@@ -429,6 +457,9 @@ impl Storage for Defective {
                 self.good.put(url, content.into(), None);
             }
             (D::CountIsWrong, _) => done.size += 1,
+            (D::TemporaryIsLeft, _) => {
+                self.good.nodes().remove(&path(&temporary));
+            }
             _ => {}
         }
         Ok(done)
@@ -526,7 +557,8 @@ impl Upload for DefectiveUpload {
         let range = index * PART..source.size().min((index + 1) * PART);
         let part = self.memory.receive(&self.url, source, range.into()).await?;
         self.arrived.lock().unwrap().extend_from_slice(&part);
-        if self.defect == D::UploadIsSeenBeforeItsEnd {
+        // One part alone may be kept until the end.
+        if self.defect == D::UploadIsSeenBeforeItsEnd && index > 0 {
             self.memory.put(&self.url, part, None);
         }
         self.good.part(index, source).await
@@ -551,7 +583,12 @@ impl Upload for DefectiveUpload {
     async fn abort(&self) -> Result<()> {
         if self.defect == D::AbortedUploadStays {
             let arrived = self.arrived.lock().unwrap().clone();
-            self.memory.put(&self.url, arrived.into(), None);
+            if arrived.len() as u64 > PART {
+                self.memory.put(&self.url, arrived.into(), None);
+            }
+        }
+        if self.defect == D::UploadIsLeft {
+            self.memory.uploads().insert(self.url.to_string());
         }
         self.good.abort().await
     }

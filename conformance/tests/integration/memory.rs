@@ -1,6 +1,6 @@
 //! A storage in memory that keeps every promise, with a line to it that a proxy can cut.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -23,6 +23,8 @@ pub(super) const PASSWORD: &str = "right";
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
     nodes: Arc<Mutex<BTreeMap<String, Node>>>,
+    /// Uploads in parts that are under way.
+    uploads: Arc<Mutex<BTreeSet<String>>>,
     /// The [other end](echo) of a line over which as many bytes go as are read or written.
     line: Option<SocketAddr>,
     pub(super) asks_for_password: bool,
@@ -56,8 +58,8 @@ impl Node {
     }
 }
 
-/// The other end of the line. A number asks for so many bytes; a negative one announces so many,
-/// of which the arrival is confirmed by one byte.
+/// The other end of the line. A number asks for so many bytes, all of them 0; a negative one
+/// announces so many, of which the arrival is confirmed by a 0.
 pub(super) async fn echo() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -69,7 +71,7 @@ pub(super) async fn echo() -> SocketAddr {
                 let mut bytes = vec![0; size];
                 if count < 0 {
                     stream.read_exact(&mut bytes).await?;
-                    bytes.truncate(1);
+                    bytes = vec![0];
                 }
                 stream.write_all(&bytes).await
             });
@@ -100,6 +102,10 @@ impl Memory {
 
     pub(super) fn nodes(&self) -> MutexGuard<'_, BTreeMap<String, Node>> {
         self.nodes.lock().unwrap()
+    }
+
+    pub(super) fn uploads(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.uploads.lock().unwrap()
     }
 
     /// Puts a file there, whole, whatever is or is not there.
@@ -196,7 +202,9 @@ impl Memory {
                 }
                 line.read_u8().await
             };
-            sent.await.map_err(|e| broken(url).with_source(e))?;
+            if sent.await.map_err(|e| broken(url).with_source(e))? != 0 {
+                return Err(broken(url));
+            }
         }
         Ok(all)
     }
@@ -222,7 +230,7 @@ fn carry(line: Option<TcpStream>, url: &StorageUrl, bytes: Bytes) -> ByteStream 
             }
             let mut buffer = vec![0; left.len().min(64 << 10)];
             Some(match line.read(&mut buffer).await {
-                Ok(read) if read > 0 => {
+                Ok(read) if read > 0 && buffer[..read].iter().all(|byte| *byte == 0) => {
                     let arrived = left.split_to(read);
                     (Ok(arrived), Some((line, left, true)))
                 }
@@ -310,8 +318,11 @@ impl Storage for Memory {
 
     async fn begin_upload(&self, url: &StorageUrl, size: u64) -> Result<Box<dyn Upload>> {
         self.greet(url).await?;
+        let id = format!("{:08x} of {url}", rand::random::<u32>());
+        self.uploads().insert(id.clone());
         Ok(Box::new(Parts {
             memory: self.clone(),
+            id,
             url: url.clone(),
             size,
             sent: Mutex::default(),
@@ -347,9 +358,16 @@ impl Storage for Memory {
 #[derive(Debug)]
 struct Parts {
     memory: Memory,
+    id: String,
     url: StorageUrl,
     size: u64,
     sent: Mutex<BTreeMap<u64, Bytes>>,
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        self.memory.uploads().remove(&self.id);
+    }
 }
 
 #[async_trait::async_trait]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
-use tesk_conformance::storage::{CASES, Case, Outcome, Subject};
+use tesk_conformance::storage::{CASES, Case, NOTHING_IS_LEFT, Outcome, Subject};
 use tesk_core::storage::{Capabilities, Storage, StorageUrl};
 
 use super::defects::{Defect, Defect as D, Defective};
@@ -32,6 +32,10 @@ const FOUND: &[(Defect, &[&str])] = &[
         ],
     ),
     (
+        D::UnclaimedRangeIsIgnored,
+        &["a_range_is_exactly_its_bytes_or_refused_if_not_claimed"],
+    ),
+    (
         D::MissingIsAnError,
         &[
             "nothing_is_none_and_no_error",
@@ -39,7 +43,13 @@ const FOUND: &[(Defect, &[&str])] = &[
         ],
     ),
     (D::RefusalIsNothing, &["wrong_credentials_are_told_apart"]),
-    (D::GoneIsNothing, &["a_server_that_is_gone_is_unavailable"]),
+    (
+        D::GoneIsNothing,
+        &[
+            "a_server_that_is_gone_is_unavailable",
+            "an_answer_of_noise_is_an_error",
+        ],
+    ),
     (D::DirectoriesAreNotSeen, &["a_directory_is_a_directory"]),
     (
         D::VersionsStay,
@@ -47,7 +57,10 @@ const FOUND: &[(Defect, &[&str])] = &[
     ),
     (
         D::ShortReadIsWhole,
-        &["a_reading_cut_midway_is_an_error_and_no_short_file"],
+        &[
+            "a_reading_cut_midway_is_an_error_and_no_short_file",
+            "an_answer_of_noise_is_an_error",
+        ],
     ),
     (D::RangeIsClipped, &["a_range_beyond_the_end_is_an_error"]),
     (D::RangeBeginsOneLate, &["a_range_is_exactly_its_bytes"]),
@@ -69,6 +82,10 @@ const FOUND: &[(Defect, &[&str])] = &[
     (
         D::SecretInAnError,
         &["an_error_holds_no_secret_of_its_address"],
+    ),
+    (
+        D::ConfiguredSecretInAnError,
+        &["a_listing_of_nothing_is_not_found"],
     ),
     (D::NewlinesAreTranslated, &["every_byte_is_kept_as_it_is"]),
     (D::OneReadingAtATime, &["sixteen_readings_at_once"]),
@@ -180,6 +197,17 @@ const FOUND: &[(Defect, &[&str])] = &[
     ),
     (D::WritersShareATemporaryName, &["sixteen_writings_at_once"]),
     (
+        D::WritersOfOneNameMix,
+        &["two_writings_of_one_name_leave_one_of_them_whole"],
+    ),
+    (
+        D::TemporaryIsLeft,
+        &[
+            "a_writing_that_failed_leaves_what_was_there",
+            "a_writing_that_is_dropped_leaves_what_was_there",
+        ],
+    ),
+    (
         D::RenameLeavesTheSource,
         &["a_renamed_file_has_its_new_name_only"],
     ),
@@ -225,6 +253,7 @@ async fn subject<S: Storage>(plugin: fn(Memory, Defect) -> S, defect: Defect) ->
     let mut claims = Capabilities::read_only();
     claims.rename = true;
     let (seeded, far, there) = (memory.clone(), memory.clone(), scratch.clone());
+    let server = memory.clone();
     Subject::new("memory", Arc::new(plugin(memory, defect)), scratch)
         .at_least(claims)
         .seeded(move |url, content| {
@@ -239,6 +268,11 @@ async fn subject<S: Storage>(plugin: fn(Memory, Defect) -> S, defect: Defect) ->
             Ok((Arc::new(plugin), there.clone()))
         })
         .locked_out(Arc::new(plugin(locked, defect)), wrong)
+        .secrets([PASSWORD])
+        .leftovers(move || {
+            let left = server.uploads().iter().cloned().collect();
+            async { left }
+        })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -261,6 +295,7 @@ async fn a_storage_without_defects_passes_every_case() {
     // Those for what is not claimed: all is.
     let expected = [
         "a_local_path_is_the_same_file",
+        "a_range_is_exactly_its_bytes_or_refused_if_not_claimed",
         "listing_is_refused_if_not_claimed",
         "making_directories_is_refused_if_not_claimed",
         "parts_are_refused_if_not_claimed",
@@ -280,16 +315,35 @@ async fn every_defect_makes_the_suite_fail() {
             for name in *names {
                 let case = cases().find(|case| case.name == *name);
                 let verdict = subject.judge(case.expect(name)).await.outcome;
-                if !matches!(verdict, Outcome::Failed(_)) {
+                // Cleaning up must not be what fails, in place of the case.
+                let cleaning = *defect == D::TemporaryIsLeft;
+                if !matches!(&verdict, Outcome::Failed(why) if why.contains("cannot be removed: ") == cleaning)
+                {
                     missed.push(format!("{defect:?}: {name}: {verdict:?}"));
                 }
             }
             missed
         })
-        .buffer_unordered(8)
+        .buffer_unordered(16)
         .concat()
         .await;
     assert!(missed.is_empty(), "{missed:#?}");
+}
+
+#[tokio::test]
+async fn an_upload_that_stays_at_the_server_is_found_in_the_end() {
+    for (defect, stays) in [(D::UploadIsLeft, true), (D::ClaimIsLost, false)] {
+        let subject = subject(Defective::new, defect).await;
+        let aborted = |case: &Case| case.name == "an_aborted_upload_leaves_nothing";
+        let report = subject.judge_all(aborted, 1, |_| ()).await;
+        let [aborted, left] = report.cases.as_slice() else {
+            panic!("{:?}", report.cases);
+        };
+        assert_eq!(aborted.outcome, Outcome::Passed);
+        assert_eq!(left.case, NOTHING_IS_LEFT);
+        let found = matches!(left.outcome, Outcome::Failed(_));
+        assert_eq!(found, stays, "{:?}", left.outcome);
+    }
 }
 
 #[test]

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use super::Settings;
 use crate::scheduler::TaskId;
+use crate::time::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::ObjectMeta;
 use kube::{Api, Client, Config, Resource};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
@@ -38,6 +40,14 @@ pub(super) fn digest(bytes: &[u8]) -> String {
     let half = digest.iter().take(16);
     let number = half.fold(0, |number, byte| (number << 8) | u128::from(*byte));
     format!("{number:032x}")
+}
+
+/// How long an object has been there, by the API server's clock and this machine's.
+pub(super) fn age(metadata: &ObjectMeta) -> Duration {
+    let created = metadata.creation_timestamp.as_ref();
+    created.map_or(Duration::ZERO, |time| {
+        Timestamp::now().since(Timestamp::from_millis(time.0.as_millisecond()))
+    })
 }
 
 /// The key in the data of a task's head without which the pod of an attempt does not start. It is

@@ -4,6 +4,7 @@
 //! refuses it refuses at once. A watch keeps the status of all pods in memory; what it does not
 //! know is asked for.
 
+mod filer_config;
 mod server;
 mod watch;
 
@@ -23,9 +24,10 @@ use kube::api::{
 use serde_json::json;
 use tokio::task::JoinHandle;
 
+use self::filer_config::FilerConfig;
 use self::server::{features, least};
-use self::watch::{Pods, attempt_of, attempt_of_pod, essence};
-use super::cluster::{ATTEMPT, ApiError, Cluster, Part, TASK, digest};
+use self::watch::{Pods, attempt_of, attempt_of_pod};
+use super::cluster::{ATTEMPT, ApiError, Cluster, Part, TASK};
 use super::follow;
 use super::pod::{self, Least, OUTPUTS, PLAN_PARTS, STOP, Surroundings};
 use super::settings::Settings;
@@ -75,6 +77,7 @@ impl std::fmt::Debug for Options {
 pub struct KubernetesCompute {
     cluster: Cluster,
     surroundings: RwLock<Arc<Surroundings>>,
+    filer_config: FilerConfig,
     owners: Option<Owners>,
     pods: Arc<Pods>,
     asked: Asked,
@@ -124,10 +127,10 @@ impl KubernetesCompute {
     pub async fn open(cluster: Cluster, options: Options) -> Result<Self, String> {
         options.settings.check()?;
         let features = features(&cluster).await?;
-        let filer_config = leave_config(&cluster, options.filer_config)
-            .await
-            .map_err(|error| format!("cannot write the filer's configuration: {error}"))?;
-        let pods = Arc::new(Pods::default());
+        let filer_config = FilerConfig::new(&cluster, options.filer_config);
+        let left = filer_config.leave(&cluster).await;
+        left.map_err(|error| format!("cannot write the filer's configuration: {error}"))?;
+        let pods = Arc::new(Pods::new(filer_config.name()));
         let (followed, of) = (Arc::clone(&pods), cluster.clone());
         let watch = tokio::spawn(async move { follow::follow(&of, &*followed, None).await });
         Ok(Self {
@@ -135,11 +138,12 @@ impl KubernetesCompute {
                 labels: cluster.labels(Part::Attempt),
                 plan_labels: cluster.labels(Part::Plan),
                 settings: options.settings,
-                filer_config,
+                filer_config: filer_config.name().to_owned(),
                 grace: options.grace,
                 time_limit: options.time_limit,
                 features,
             })),
+            filer_config,
             owners: options.owners,
             cluster,
             pods,
@@ -177,7 +181,7 @@ impl KubernetesCompute {
         let pod = self.ask(attempt).await?;
         Ok(pod
             .filter(|pod| self.is_ours(attempt, pod))
-            .map(|pod| Arc::new(essence(pod))))
+            .map(|pod| Arc::new(self.pods.essence(pod))))
     }
 
     /// The pod of this name, whoever's it is.
@@ -275,7 +279,7 @@ impl KubernetesCompute {
         match created {
             Ok(pod) => {
                 crash::point("attempt.pod");
-                self.pods.insert(attempt, essence(pod));
+                self.pods.insert(attempt, pod);
             }
             // By this engine before a crash, or by a request whose answer was lost.
             Err(error) if error.is_there() => {
@@ -488,6 +492,9 @@ impl Compute for KubernetesCompute {
         attempts.extend(plans.iter().filter_map(|plan| attempt_of(&plan.metadata)));
         attempts.sort_unstable();
         attempts.dedup();
+        if let Err(error) = self.filer_config.tend(&self.cluster, &self.pods).await {
+            tracing::warn!(%error, "the filer's configuration could not be looked at");
+        }
         Ok(attempts)
     }
 
@@ -542,30 +549,4 @@ fn read_log(log: impl AsyncRead + Send + 'static) -> Output {
 
 fn failed(attempt: &AttemptId, what: &str, error: &ApiError) -> ComputeError {
     ComputeError(format!("cannot {what} {attempt}: {error}"))
-}
-
-/// Leaves the filer's configuration in a `ConfigMap` whose name tells its content, so that pods of
-/// an earlier configuration keep theirs; and whose it is, as each engine removes its own.
-async fn leave_config(cluster: &Cluster, config: String) -> Result<String, ApiError> {
-    let content = format!("{}\n{config}", cluster.instance());
-    let name = format!("tesk-filer-{}", &digest(content.as_bytes())[..12]);
-    let map = ConfigMap {
-        metadata: kube::api::ObjectMeta {
-            name: Some(name.clone()),
-            labels: Some(cluster.labels(Part::Config)),
-            ..kube::api::ObjectMeta::default()
-        },
-        immutable: Some(true),
-        data: Some([(pod::FILER_CONFIG.to_owned(), config)].into()),
-        binary_data: None,
-    };
-    let api = cluster.api::<ConfigMap>();
-    let params = PostParams::default();
-    match cluster.answer(api.create(&params, &map)).await {
-        Err(error) if !error.is_there() => Err(error),
-        _ => {
-            crash::point("start.config");
-            Ok(name)
-        }
-    }
 }

@@ -88,6 +88,8 @@ pub struct Surroundings {
     pub features: Features,
 }
 
+/// The volume with the filer's configuration.
+pub(super) const CONFIG_VOLUME: &str = "config";
 /// The key, and the file's name, of the filer's configuration.
 pub const FILER_CONFIG: &str = "filer.toml";
 

@@ -16,11 +16,12 @@ use super::container::Containers;
 use super::inherited;
 use super::remove::remove_tree;
 use super::runtime::Runtime;
-use super::sandbox::Sandbox;
+use super::sandbox::{self, Sandbox};
 use crate::plan;
 use crate::rooted::{Root, Symlinks};
 use crate::scheduler::compute::{Outcome, Progress, Report};
 use crate::staging;
+use crate::storage::cleanup;
 use crate::tes::ExecutorLog;
 use crate::time::Timestamp;
 use crate::transfer::{Counters, Engine};
@@ -75,7 +76,7 @@ fn start(directory: &Path, engine: impl FnOnce() -> Result<Engine, String>) -> R
         .enable_all()
         .build()
         .map_err(|error| failed(&error))?;
-    runtime.block_on(async {
+    let done = runtime.block_on(async {
         let engine = engine().map_err(|error| failed(&error))?;
         let attempt = Attempt {
             directory,
@@ -88,10 +89,11 @@ fn start(directory: &Path, engine: impl FnOnce() -> Result<Engine, String>) -> R
             .write(&report)
             .await
             .map_err(|error| format!("cannot write the report: {error}"))
-    })?;
+    });
+    runtime.block_on(cleanup::finish());
     // Transfers that were given up may still sit in blocking calls.
     runtime.shutdown_background();
-    Ok(())
+    done
 }
 
 /// Moves the lock away from standard input, where no child of this process finds it.
@@ -134,11 +136,21 @@ impl ExecutorEnd {
 }
 
 /// An executor could not be started, through no fault of its command.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct NotStarted {
     pub(super) reason: String,
     /// Whether another attempt may succeed.
     pub(super) retryable: bool,
+}
+
+impl NotStarted {
+    /// For a reason that may be gone at the next attempt.
+    pub(super) fn now(what: &str, error: impl std::fmt::Display) -> Self {
+        Self {
+            reason: format!("{what}: {error}"),
+            retryable: true,
+        }
+    }
 }
 
 impl From<NotStarted> for Broken {
@@ -196,7 +208,8 @@ impl Attempt {
         if !matches!(&written, Err(error) if is_full(error)) {
             return written;
         }
-        remove_tree(&self.directory.scratch(), &self.order.runtime).await?;
+        // What cannot be removed may still have left enough.
+        let _ = remove_tree(&self.directory.scratch(), &self.order.runtime).await;
         self.directory.set_report(report)
     }
 
@@ -270,6 +283,14 @@ impl Attempt {
                      and no image is used ({}){who}",
                     images.join(", ")
                 ));
+                let in_memory = sandbox::in_memory(plan);
+                if !in_memory.is_empty() {
+                    self.note(format!(
+                        "warning: no volume has {}: what is written there lies in memory, with \
+                         room for 64 MiB in all, and goes with its executor",
+                        in_memory.join(", ")
+                    ));
+                }
                 Runner::Host(Sandbox::new(&self.directory, &self.order))
             }
             Runtime::Container(engine) => {

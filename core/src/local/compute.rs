@@ -27,7 +27,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::process::{Child, Command};
 
-use self::directory::{Claim, Directory, Order, started_ticks};
+use self::directory::{Claim, Directory, Order, Seen, started_ticks};
 use super::remove::remove_tree;
 use super::runtime::Runtime;
 use crate::plan::Plan;
@@ -43,6 +43,8 @@ const ADOPTED: Duration = Duration::from_millis(200);
 const OUTPUT: usize = 64 << 10;
 /// How long an attempt may take beyond its grace before its process is killed.
 const OVERDUE: Duration = Duration::from_secs(30);
+/// How long a container engine may take to remove what it made too late.
+const STRAYS: Duration = Duration::from_mins(1);
 
 /// The program that is started for each attempt: with `arguments` and then the attempt's
 /// directory. It has to call [`attempt::main`](super::attempt::main) at once.
@@ -70,6 +72,8 @@ pub(super) struct Settings {
 pub(super) struct LocalCompute {
     settings: Arc<Settings>,
     attempts: PathBuf,
+    /// What tells this server from others.
+    server: String,
     hints: Hints,
     /// What could not be removed, to be tried again.
     left: Arc<Mutex<Vec<PathBuf>>>,
@@ -84,6 +88,7 @@ impl LocalCompute {
             .mode(0o700)
             .create(&attempts)?;
         let compute = Self {
+            server: server_name(&settings.data)?,
             settings: Arc::new(settings),
             attempts,
             hints: Hints::default(),
@@ -134,6 +139,25 @@ impl LocalCompute {
         });
     }
 
+    fn end_strays_later(&self) {
+        let compute = self.clone();
+        tokio::spawn(async move {
+            // An attempt has its directory before it has a container: one that is listed and has
+            // none has it no more.
+            let is_gone = |attempt: &str| {
+                let directory = compute.attempts.join(attempt);
+                matches!(directory.try_exists(), Ok(false))
+            };
+            let runtime = &compute.settings.runtime;
+            let ended = runtime.end_strays(&compute.server, is_gone);
+            // A container engine that hangs is asked again by the next sweep.
+            let ended = tokio::time::timeout(STRAYS, ended).await;
+            if let Err(error) = ended.map_err(io::Error::other).flatten() {
+                tracing::warn!(%error, "cannot look for containers whose attempts are gone");
+            }
+        });
+    }
+
     /// Removes what nobody looks for any more; what cannot be removed is tried again when the
     /// attempts are listed.
     async fn discard(&self, path: &Path) -> io::Result<()> {
@@ -155,6 +179,7 @@ impl LocalCompute {
             runtime: self.settings.runtime.clone(),
             tail: self.settings.tail,
             data: self.settings.data.clone(),
+            server: self.server.clone(),
         };
         let parent = self.attempts.clone();
         tokio::task::spawn_blocking(move || {
@@ -201,36 +226,27 @@ impl Compute for LocalCompute {
     async fn observe(&self, attempt: &AttemptId) -> Result<Observed, ComputeError> {
         let failed = |error: io::Error| ComputeError(format!("cannot look at {attempt}: {error}"));
         let directory = self.directory(attempt);
-        if !directory.exists().map_err(failed)? {
+        // A report is up to some MiB, too much for a thread of the async runtime.
+        let look = tokio::task::spawn_blocking(move || directory.look());
+        let seen = look.await.map_err(io::Error::other).flatten();
+        let Some(Seen { status, end }) = seen.map_err(failed)? else {
             return Ok(Observed::absent());
-        }
-        // The lock first: what an attempt writes is final once it is free.
-        let locked = directory.is_locked().map_err(failed)?;
-        let status = directory.status().map_err(failed)?;
-        let phase = match (&status, locked) {
-            (None, true) => Phase::Pending(None),
-            (Some(status), true) if status.running => Phase::Running,
-            (Some(_), true) => Phase::Initializing,
-            (_, false) => match directory.report() {
-                Ok(Some(report)) => Phase::Finished(Box::new(report)),
-                unreadable => {
-                    // Executors in containers outlive the attempt's process.
-                    if let Err(error) = self.settings.runtime.end_containers(attempt).await {
-                        return Err(ComputeError(format!("cannot end {attempt}: {error}")));
-                    }
-                    let reason = match unreadable {
-                        Err(error) => format!("its report cannot be read: {error}"),
-                        _ => match directory.last_words() {
-                            Some(words) => format!("its process ended without a report: {words}"),
-                            None => "its process ended without a report".to_owned(),
-                        },
-                    };
-                    Phase::Lost {
-                        reason,
-                        preempted: false,
-                    }
+        };
+        let phase = match (&status, end) {
+            (None, None) => Phase::Pending(None),
+            (Some(status), None) if status.running => Phase::Running,
+            (Some(_), None) => Phase::Initializing,
+            (_, Some(Ok(report))) => Phase::Finished(Box::new(report)),
+            (_, Some(Err(reason))) => {
+                // Executors in containers outlive the attempt's process.
+                if let Err(error) = self.settings.runtime.end_containers(attempt).await {
+                    return Err(ComputeError(format!("cannot end {attempt}: {error}")));
                 }
-            },
+                Phase::Lost {
+                    reason,
+                    preempted: false,
+                }
+            }
         };
         let (started, executors, notes, progress) = match status {
             Some(s) => (Some(s.started), s.executors, s.notes, s.progress),
@@ -285,6 +301,7 @@ impl Compute for LocalCompute {
         if !left.is_empty() {
             self.discard_later(left);
         }
+        self.end_strays_later();
         self.list()
             .map_err(|error| ComputeError(format!("cannot list attempts: {error}")))
     }
@@ -409,6 +426,22 @@ fn kill(directory: &Directory) -> io::Result<()> {
     }
 }
 
+/// What tells the server of a data directory from all others: made at its first start.
+fn server_name(data: &Path) -> io::Result<String> {
+    let path = data.join("id");
+    match fs::read_to_string(&path) {
+        Ok(id) if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) => return Ok(id),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let id = format!("{:032x}", rand::random::<u128>());
+    // On a full disk this start has one of its own.
+    if let Err(error) = fs::write(&path, &id) {
+        tracing::warn!(path = %path.display(), %error, "cannot keep the name of this server");
+    }
+    Ok(id)
+}
+
 /// Reads `<task>-<number>`.
 fn attempt_id(name: &str) -> Option<AttemptId> {
     let (task, number) = name.rsplit_once('-')?;
@@ -420,6 +453,18 @@ fn attempt_id(name: &str) -> Option<AttemptId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_data_directory_keeps_its_name_and_no_other_has_it() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let name = server_name(one.path()).unwrap();
+        assert_eq!(server_name(one.path()).unwrap(), name);
+        assert_ne!(server_name(two.path()).unwrap(), name);
+        // As a full disk leaves it.
+        fs::write(one.path().join("id"), "").unwrap();
+        let new = server_name(one.path()).unwrap();
+        assert_eq!(server_name(one.path()).unwrap(), new);
+    }
 
     #[tokio::test]
     async fn what_could_not_be_removed_is_tried_again_when_attempts_are_listed() {

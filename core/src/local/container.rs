@@ -102,7 +102,7 @@ impl<'a> Containers<'a> {
         grace: impl Fn() -> Duration,
     ) -> Result<ExecutorEnd, NotStarted> {
         let executor = &self.order.plan.executors[index];
-        let name = format!("tesk-{}-{index}", self.order.attempt);
+        let name = Engine::container_name(&self.order.attempt, index);
         let streams = match self.streams(executor) {
             Ok(streams) => streams,
             Err(reason) => return Ok(unusable(reason)),
@@ -278,6 +278,7 @@ impl<'a> Containers<'a> {
         let mut argv = self.engine.argv(&["run", "--pull=never", "--name", name]);
         let mut push = |parts: &[&str]| argv.extend(parts.iter().map(|p| (*p).to_owned()));
         push(&["--label", &Engine::label(&self.order.attempt)]);
+        push(&["--label", &Engine::server_label(&self.order.server)]);
         // Its label would keep containers from the files of the data directory.
         push(&["--security-opt", "label=disable"]);
         if executor.stdin.is_some() {
@@ -512,6 +513,7 @@ fn is_definite(words: &str) -> bool {
     let words = words.to_ascii_lowercase();
     [
         "manifest unknown",
+        "name unknown",
         "not found",
         "no such image",
         "does not exist",
@@ -521,7 +523,6 @@ fn is_definite(words: &str) -> bool {
         "invalid image",
         "short-name",
         "no image found",
-        "unable to copy from source docker://",
         "executable file",
     ]
     .iter()
@@ -582,6 +583,7 @@ mod tests {
             runtime: super::super::runtime::Runtime::Container(engine.clone()),
             tail: 0,
             data: directory.path().to_owned(),
+            server: "one".to_owned(),
         };
         let root = Root::open(&scratch, crate::rooted::Symlinks::InRoot).unwrap();
         let of_attempt = Directory::at(directory.path());
@@ -688,11 +690,29 @@ mod tests {
     }
 
     #[test]
-    fn a_pull_that_timed_out_may_be_tried_again() {
+    fn a_pull_that_failed_for_want_of_a_registry_may_be_tried_again() {
         assert!(!is_definite("dial tcp: i/o timeout"));
         assert!(!is_definite(
             "Get \"https://x/v2/\": dial tcp: connection refused"
         ));
         assert!(is_definite("manifest unknown: manifest unknown"));
+        // As podman begins whatever a registry answers.
+        let podman = |words: &str| {
+            let image = "docker://quay.io/a/b:1: initializing source docker://quay.io/a/b:1";
+            is_definite(&format!(
+                "Error: unable to copy from source {image}: {words}"
+            ))
+        };
+        assert!(podman(
+            "reading manifest 1 in quay.io/a/b: manifest unknown"
+        ));
+        assert!(podman("reading manifest 1 in quay.io/a/b: name unknown"));
+        assert!(!podman(
+            "received unexpected HTTP status: 503 Service Unavailable"
+        ));
+        assert!(!podman("toomanyrequests: too many requests to registry"));
+        assert!(!podman(
+            "read tcp 10.0.0.1:1->10.0.0.2:443: read: connection reset by peer"
+        ));
     }
 }

@@ -1,20 +1,19 @@
 //! Removing a directory that executors wrote to.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use tokio::process::Command;
 
 use super::runtime::{EngineKind, Runtime};
+use crate::rooted;
 
 /// Removes `path` with all below it; fine if it is not there. Directories that were made
 /// unreadable are opened first; what other users own because containers wrote it is removed
 /// with the container engine's rights.
 pub(super) async fn remove_tree(path: &Path, runtime: &Runtime) -> io::Result<()> {
     let own = PathBuf::from(path);
-    let removed = tokio::task::spawn_blocking(move || remove(&own))
+    let removed = tokio::task::spawn_blocking(move || rooted::remove_tree(&own))
         .await
         .map_err(io::Error::other)?;
     let Err(error) = removed else {
@@ -33,26 +32,30 @@ pub(super) async fn remove_tree(path: &Path, runtime: &Runtime) -> io::Result<()
     if status.success() { Ok(()) } else { Err(error) }
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_directories(path);
-            fs::remove_dir_all(path)
-        }
-        other => other,
-    }
-}
+#[cfg(test)]
+mod tests {
+    use std::fs;
 
-/// Makes every directory below `path` writable, as far as it is ours. Symlinks are not followed.
-fn open_directories(path: &Path) {
-    let mut waiting = vec![path.to_owned()];
-    while let Some(directory) = waiting.pop() {
-        let _ = fs::set_permissions(&directory, fs::Permissions::from_mode(0o700));
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                waiting.push(entry.path());
-            }
+    use super::*;
+
+    #[test]
+    fn a_tree_of_more_levels_than_a_stack_has_room_for_is_removed() {
+        let place = tempfile::tempdir().unwrap();
+        let (tree, above) = (place.path().join("tree"), place.path().join("above"));
+        fs::create_dir(&tree).unwrap();
+        for _ in 0..3000 {
+            fs::create_dir(&above).unwrap();
+            fs::rename(&tree, above.join("d")).unwrap();
+            fs::rename(&above, &tree).unwrap();
         }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .thread_stack_size(256 << 10)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            remove_tree(&tree, &Runtime::Host).await.unwrap();
+            assert!(!tree.exists());
+            remove_tree(&tree, &Runtime::Host).await.unwrap();
+        });
     }
 }

@@ -91,6 +91,37 @@ impl Runtime {
         }
         engine.remove(&ids).await
     }
+
+    /// Removes the containers of the `server` whose attempts are gone. A command of the container
+    /// engine outlives the attempt that started it, and may make its container when those of the
+    /// attempt are removed already.
+    pub(super) async fn end_strays(
+        &self,
+        server: &str,
+        is_gone: impl Fn(&str) -> bool,
+    ) -> io::Result<()> {
+        let Self::Container(engine) = self else {
+            return Ok(());
+        };
+        let label = format!("label={}", Engine::server_label(server));
+        let list = ["ps", "--all", "--filter", &label, "--format"];
+        let listed = engine
+            .output(&[&list[..], &["{{.ID}} {{.Names}}"]].concat())
+            .await?;
+        let strays: Vec<&str> = listed
+            .lines()
+            .filter_map(|line| {
+                let (id, name) = line.split_once(' ')?;
+                let attempt = Engine::attempt_of(name.trim())?;
+                is_gone(attempt).then_some(id)
+            })
+            .collect();
+        if strays.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(containers = ?strays, "removing containers whose attempts are gone");
+        engine.remove(&strays).await
+    }
 }
 
 impl Engine {
@@ -129,7 +160,28 @@ impl Engine {
         if let Some(can) = info["MemoryLimit"].as_bool() {
             engine.limits_memory = can;
         }
+        if !rustix::process::geteuid().is_root() && engine.leaves_files_of_root(&info) {
+            tracing::warn!(
+                "docker runs commands as root of this machine, and this program does not run as \
+                 root: what they leave in directories of their own cannot be removed, and outputs \
+                 that only root can read cannot be delivered; use podman or rootless docker, or \
+                 put --user UID:GID into local.container_arguments.run"
+            );
+        }
         Ok(engine)
+    }
+
+    /// Whether what commands make belongs to root of this machine, who need not be us: podman's
+    /// belongs to us or to users that we are root over.
+    fn leaves_files_of_root(&self, info: &serde_json::Value) -> bool {
+        let Some(options) = info["SecurityOptions"].as_array() else {
+            return false;
+        };
+        let is_rootless = options.iter().any(|option| option == "name=rootless");
+        let names_user = |argument: &String| argument.starts_with("--user") || argument == "-u";
+        self.kind == EngineKind::Docker
+            && !is_rootless
+            && !self.arguments.run.iter().any(names_user)
     }
 
     /// Removes containers, and ends at once what runs in them.
@@ -145,6 +197,22 @@ impl Engine {
     /// The label of every container of an attempt.
     pub(in crate::local) fn label(attempt: &AttemptId) -> String {
         format!("tesk.attempt={attempt}")
+    }
+
+    /// The label of every container of a server, which may share its container engine.
+    pub(in crate::local) fn server_label(server: &str) -> String {
+        format!("tesk.server={server}")
+    }
+
+    /// The name of the container of an executor.
+    pub(in crate::local) fn container_name(attempt: &AttemptId, executor: usize) -> String {
+        format!("tesk-{attempt}-{executor}")
+    }
+
+    /// Whose executor has the container of this name.
+    fn attempt_of(name: &str) -> Option<&str> {
+        let (attempt, _) = name.strip_prefix("tesk-")?.rsplit_once('-')?;
+        Some(attempt)
     }
 
     /// The argument vector of a sub-command.
@@ -175,5 +243,43 @@ impl Engine {
             .filter(|line| !line.is_empty() && !line.starts_with("time="))
             .collect();
         Err(io::Error::other(lines.join("; ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_container_tells_its_attempt() {
+        let attempt = AttemptId {
+            task: crate::scheduler::TaskId::random(),
+            number: 3,
+        };
+        let name = Engine::container_name(&attempt, 12);
+        assert_eq!(Engine::attempt_of(&name), Some(&*attempt.to_string()));
+        assert_eq!(Engine::attempt_of("somebody's"), None);
+    }
+
+    #[test]
+    fn only_docker_as_root_without_a_user_of_ours_leaves_files_of_root() {
+        let engine = |kind, run: &[&str]| Engine {
+            kind,
+            arguments: ContainerArguments {
+                global: Vec::new(),
+                run: run.iter().map(|&argument| argument.to_owned()).collect(),
+            },
+            limits_cpu: false,
+            limits_memory: false,
+        };
+        let rootful = serde_json::json!({ "SecurityOptions": ["name=seccomp,profile=builtin"] });
+        let rootless = serde_json::json!({ "SecurityOptions": ["name=rootless"] });
+        let podman = serde_json::json!({ "host": { "security": { "rootless": true } } });
+        let docker = |run: &[&str]| engine(EngineKind::Docker, run);
+        assert!(docker(&["--network=none"]).leaves_files_of_root(&rootful));
+        assert!(!docker(&[]).leaves_files_of_root(&rootless));
+        assert!(!docker(&["--user", "7:7"]).leaves_files_of_root(&rootful));
+        assert!(!docker(&["--user=7"]).leaves_files_of_root(&rootful));
+        assert!(!engine(EngineKind::Podman, &[]).leaves_files_of_root(&podman));
     }
 }

@@ -1,13 +1,14 @@
 //! Executors as processes of this machine, in a view of its files that is their own.
 //!
-//! Three processes stand between an attempt and a command. The first makes name spaces (user,
-//! mount, process ids, System V IPC); the second is started inside, as process 1, builds the
-//! [`view`] and runs the command under supervision; when it ends, the kernel ends all that
-//! the command has left. Both are this same program, started with [`ARGUMENT`].
+//! Two processes stand between an attempt and a command, both this same program, started with
+//! [`ARGUMENT`]. The first makes name spaces (user, mount, process ids, System V IPC) and waits for
+//! the second, which is started inside, as process 1: it builds the [`view`], runs the command
+//! under supervision, ends all that the command has left, and collects.
 //!
-//! The attempt writes the request to the first one's standard input and keeps it open: when it
-//! closes, be it by a cancel or by the attempt's death, the command is ended. Both hold the
-//! attempt's lock, so an attempt whose lock is free has nothing left that runs.
+//! The attempt writes the request to standard input, which process 1 reads, and keeps it open: when
+//! it closes, be it by a cancel or by the attempt's death, the command is ended. Process 1 holds the
+//! attempt's lock until nothing else is left in its name space, so an attempt whose lock is free has
+//! nothing left that runs. Where process 1 is killed itself, the kernel ends the others with it.
 //!
 //! The command sees this machine's files read-only, except what the plan mounts, which is
 //! scratch; `/proc`, `/dev` and `/run` are its own. It has the rights of the user who runs the
@@ -19,7 +20,7 @@ mod parked;
 mod view;
 
 use std::io::{Read as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
@@ -33,13 +34,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempt::{ExecutorEnd, NotStarted};
 use super::compute::directory::{Directory, Order};
-use crate::plan::{InputSource, Plan, PlannedExecutor};
+use crate::plan::{InputSource, OutputSource, Plan, PlannedExecutor, paths};
 
 /// The hidden sub-command: a program that runs attempts on the host has to call [`main`] when
 /// this is its first argument, before it starts a thread.
 pub const ARGUMENT: &str = "__sandbox";
 /// What follows in the second process.
 const INIT: &str = "init";
+/// What begins the reason when there is no sandbox for want of something.
+const UNMADE: &str = "cannot make a sandbox";
 
 /// What to run, and the view to run it in.
 #[derive(Debug, Serialize, Deserialize)]
@@ -65,7 +68,7 @@ enum Answer {
     /// The command ended, or could not be started through its own fault.
     Ended(ExecutorEnd),
     /// The sandbox could not be made.
-    Failed(String),
+    Failed(NotStarted),
 }
 
 /// The executors of one attempt.
@@ -85,10 +88,7 @@ impl<'a> Sandbox<'a> {
         stop: &CancellationToken,
         grace: impl Fn() -> Duration,
     ) -> Result<ExecutorEnd, NotStarted> {
-        let failed = |error: std::io::Error| NotStarted {
-            reason: format!("cannot make a sandbox: {error}"),
-            retryable: true,
-        };
+        let failed = |error| NotStarted::now(UNMADE, error);
         let root = self.directory.path().join("root");
         match std::fs::create_dir(&root) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -107,13 +107,9 @@ impl<'a> Sandbox<'a> {
             tail: self.order.tail,
             grace: grace(),
         };
-        let answer = ask(&request, Some((stop, &grace))).await.map_err(failed)?;
-        match answer {
+        match ask(&request, Some((stop, &grace))).await.map_err(failed)? {
             Answer::Ended(end) => Ok(end),
-            Answer::Failed(reason) => Err(NotStarted {
-                reason,
-                retryable: false,
-            }),
+            Answer::Failed(error) => Err(error),
         }
     }
 }
@@ -145,8 +141,8 @@ pub(super) async fn check() -> Result<(), String> {
     let _ = std::fs::remove_dir_all(&root);
     match answer {
         Ok(Answer::Ended(_)) => Ok(()),
-        Ok(Answer::Failed(reason)) => Err(reason),
-        Err(error) => Err(format!("cannot make a sandbox: {error}")),
+        Ok(Answer::Failed(error)) => Err(error.reason),
+        Err(error) => Err(format!("{UNMADE}: {error}")),
     }
 }
 
@@ -205,6 +201,27 @@ async fn ask(
     Ok(serde_json::from_slice(&answer)?)
 }
 
+/// Working directories and outputs that lie in none of a plan's mounts: in memory, that is, and not
+/// for long.
+pub(super) fn in_memory(plan: &Plan) -> Vec<&str> {
+    let is_mounted = |path: &str| {
+        let mut mounts = plan.mounts.iter();
+        mounts.any(|mount| paths::is_within(path, &mount.path))
+    };
+    let workdirs = plan.executors.iter().filter_map(|e| e.workdir.as_deref());
+    // What this machine has is read-only there.
+    let workdirs = workdirs.filter(|path| !is_mounted(path) && !Path::new(path).exists());
+    let outputs = plan.outputs.iter().filter(|o| o.collected_at.is_some());
+    let outputs = outputs.map(|output| match &output.from {
+        OutputSource::File(path) | OutputSource::Directory(path) => path.as_str(),
+        OutputSource::Pattern { pattern, .. } => pattern,
+    });
+    let mut all: Vec<_> = workdirs.chain(outputs).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
 /// A plan without anything that its command must not know.
 fn without_addresses(plan: &Plan) -> Plan {
     let mut plan = plan.clone();
@@ -226,12 +243,12 @@ pub fn main() -> ExitCode {
     }
     match enter() {
         Ok(code) => code,
-        Err(reason) => answer(&Answer::Failed(reason)),
+        Err(error) => answer(&Answer::Failed(error)),
     }
 }
 
 /// Makes name spaces and starts process 1 in them.
-fn enter() -> Result<ExitCode, String> {
+fn enter() -> Result<ExitCode, NotStarted> {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     unshare(
         CloneFlags::CLONE_NEWUSER
@@ -246,15 +263,15 @@ fn enter() -> Result<ExitCode, String> {
     map("setgroups", "deny".to_owned())?;
     map("uid_map", format!("{uid} {uid} 1"))?;
     map("gid_map", format!("{gid} {gid} 1"))?;
-    keep_privileges().map_err(|error| forbidden(&error))?;
+    keep_privileges().map_err(|error| unmade(&error.into()))?;
     let mut init = std::process::Command::new("/proc/self/exe")
         .args([ARGUMENT, INIT])
         .spawn()
-        .map_err(|error| forbidden(&error))?;
+        .map_err(|error| unmade(&error))?;
     // It has standard input and output from here on.
-    let devnull = std::fs::File::open("/dev/null").map_err(|error| error.to_string())?;
-    rustix::stdio::dup2_stdin(&devnull).map_err(|error| error.to_string())?;
-    let status = init.wait().map_err(|error| error.to_string())?;
+    let devnull = std::fs::File::open("/dev/null").map_err(|error| unmade(&error))?;
+    rustix::stdio::dup2_stdin(&devnull).map_err(|error| unmade(&error.into()))?;
+    let status = init.wait().map_err(|error| unmade(&error))?;
     Ok(if status.success() {
         ExitCode::SUCCESS
     } else {
@@ -275,8 +292,17 @@ fn keep_privileges() -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// Why there is no sandbox, naming the setting that forbids it.
-fn forbidden(error: &dyn std::fmt::Display) -> String {
+/// Why there is no sandbox: something forbids it, or there was no room for it at present, as for a
+/// process where another task makes too many.
+fn unmade(error: &std::io::Error) -> NotStarted {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => forbidden(error),
+        _ => NotStarted::now(UNMADE, error),
+    }
+}
+
+/// The same where this machine forbids it for good, naming the setting.
+fn forbidden(error: &dyn std::fmt::Display) -> NotStarted {
     let setting = |name: &str| {
         let text = std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
         Some(text.trim().to_owned())
@@ -290,9 +316,12 @@ fn forbidden(error: &dyn std::fmt::Display) -> String {
     } else {
         "perhaps a container or a security module around this program forbids it"
     };
-    format!(
-        "--runtime host needs user name spaces, which this machine refuses ({error}): {cause}; or use --runtime podman or docker"
-    )
+    NotStarted {
+        reason: format!(
+            "--runtime host needs user name spaces, which this machine refuses ({error}): {cause}; or use --runtime podman or docker"
+        ),
+        retryable: false,
+    }
 }
 
 fn answer(answer: &Answer) -> ExitCode {
@@ -313,4 +342,20 @@ fn read_request() -> std::io::Result<Request> {
         line.push(byte[0]);
     }
     Ok(serde_json::from_slice(&line)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_forbidden_keeps_the_next_attempt_from_a_sandbox() {
+        use rustix::io::Errno;
+        for errno in [Errno::AGAIN, Errno::NOMEM, Errno::NOENT, Errno::NOSPC] {
+            let error = unmade(&errno.into());
+            assert!(error.retryable && !error.reason.contains("name spaces"));
+        }
+        let error = unmade(&Errno::PERM.into());
+        assert!(!error.retryable && error.reason.contains("user name spaces"));
+    }
 }

@@ -36,6 +36,8 @@ use crate::time::Timestamp;
 
 /// Bytes of a document that are stored at most.
 const MAX_DOCUMENT: usize = 256 << 20;
+/// Bytes of the logs of a task that are stored at most: those of a report or two.
+const MAX_LOGS: usize = 64 << 20;
 /// Operations that wait for the writer before callers wait to hand theirs over.
 const QUEUE: usize = 4096;
 /// How long a connection waits for a lock of SQLite itself; only a checkpoint holds one.
@@ -54,8 +56,10 @@ struct Shared {
     database: PathBuf,
     /// Idle connections for reading; one more is opened when none is idle.
     readers: Mutex<Vec<Connection>>,
-    /// Bounds the lists that run at once, and with them the number of connections.
+    /// Bound the lists and the reads of whole records that run at once, and with them the number
+    /// of connections. Neither waits for the other.
     lists: Arc<Semaphore>,
+    records: Arc<Semaphore>,
     watchers: Watchers,
     counts: Counts,
     /// Held for life; the lock goes with the process, however it ends.
@@ -147,11 +151,11 @@ impl SqliteStore {
         schema::migrate(&mut connection, &database)?;
         let counts = Counts::read(&connection).map_err(failed)?;
 
+        let at_once = std::thread::available_parallelism().map_or(2, usize::from);
         let shared = Arc::new(Shared {
             readers: Mutex::default(),
-            lists: Arc::new(Semaphore::new(
-                std::thread::available_parallelism().map_or(2, usize::from),
-            )),
+            lists: Arc::new(Semaphore::new(at_once)),
+            records: Arc::new(Semaphore::new(at_once)),
             watchers: Watchers::default(),
             counts,
             _lock: lock,
@@ -181,28 +185,34 @@ impl SqliteStore {
         answer.await.map_err(|_| gone())?
     }
 
-    fn point<T>(
+    /// Reads what may take some milliseconds, too long for a thread of the async runtime; no more
+    /// at once than `turns` allows.
+    async fn read<T: Send + 'static>(
         &self,
-        columns: &str,
-        id: &TaskId,
-        read: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
-    ) -> Result<Option<T>, StoreError> {
-        self.shared.read(|connection| {
-            let mut statement = connection
-                .prepare_cached(&format!("SELECT {columns} WHERE h.id = ?1"))
-                .map_err(failed)?;
-            let mut rows = statement.query([id.as_str()]).map_err(failed)?;
-            rows.next().map_err(failed)?.map(read).transpose()
+        turns: &Arc<Semaphore>,
+        read: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let stopped = |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());
+        let turn = Arc::clone(turns).acquire_owned().await;
+        let turn = turn.map_err(|error| stopped(&error))?;
+        let shared = Arc::clone(&self.shared);
+        tokio::task::spawn_blocking(move || {
+            let done = shared.read(read);
+            drop(turn);
+            done
         })
+        .await
+        .map_err(|error| stopped(&error))?
     }
 
-    fn record(&self, id: &TaskId, secrets: bool) -> Result<Option<Record>, StoreError> {
+    async fn record(&self, id: &TaskId, secrets: bool) -> Result<Option<Record>, StoreError> {
+        let id = id.clone();
         let columns = if secrets {
             query::WITH_SECRETS
         } else {
             query::WITH_DOCUMENTS
         };
-        self.point(columns, id, |row| {
+        let read = move |row: &Row<'_>| {
             let secrets = if secrets {
                 row.get::<_, Option<String>>(11).map_err(failed)?
             } else {
@@ -219,20 +229,30 @@ impl SqliteStore {
                     None => UrlSecrets::default(),
                 },
             })
-        })
+        };
+        let read = move |connection: &Connection| point(connection, columns, &id, read);
+        self.read(&self.shared.records, read).await
     }
+}
+
+/// What `read` makes of the row of one task.
+fn point<T>(
+    connection: &Connection,
+    columns: &str,
+    id: &TaskId,
+    read: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
+) -> Result<Option<T>, StoreError> {
+    let mut statement = connection
+        .prepare_cached(&format!("SELECT {columns} WHERE h.id = ?1"))
+        .map_err(failed)?;
+    let mut rows = statement.query([id.as_str()]).map_err(failed)?;
+    rows.next().map_err(failed)?.map(read).transpose()
 }
 
 #[async_trait]
 impl TaskStore for SqliteStore {
     async fn create(&self, task: NewTask) -> Result<Created, StoreError> {
-        if task.document.len() > MAX_DOCUMENT {
-            return Err(StoreError::TooLarge {
-                what: "the task document",
-                size: task.document.len(),
-                limit: MAX_DOCUMENT,
-            });
-        }
+        within("the task document", task.document.len(), MAX_DOCUMENT)?;
         let first = TaskLog {
             system_logs: Some(task.warnings.clone()).filter(|w| !w.is_empty()),
             ..TaskLog::default()
@@ -254,40 +274,36 @@ impl TaskStore for SqliteStore {
     }
 
     async fn head(&self, id: &TaskId) -> Result<Option<Head>, StoreError> {
-        self.point(query::HEADS, id, query::head)
+        self.shared
+            .read(|connection| point(connection, query::HEADS, id, query::head))
     }
 
     async fn get(&self, id: &TaskId) -> Result<Option<Record>, StoreError> {
-        self.record(id, false)
+        self.record(id, false).await
     }
 
     async fn get_with_secrets(&self, id: &TaskId) -> Result<Option<Record>, StoreError> {
-        self.record(id, true)
+        self.record(id, true).await
     }
 
     async fn get_raw(&self, id: &TaskId) -> Result<Option<RawRecord>, StoreError> {
-        self.point(query::WITH_DOCUMENTS, id, query::raw_record)
+        let id = id.clone();
+        let columns = query::WITH_DOCUMENTS;
+        let read =
+            move |connection: &Connection| point(connection, columns, &id, query::raw_record);
+        self.read(&self.shared.records, read).await
     }
 
     async fn list(&self, query: &Query) -> Result<Page, StoreError> {
-        let stopped = |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());
-        let permit = Arc::clone(&self.shared.lists)
-            .acquire_owned()
-            .await
-            .map_err(|error| stopped(&error))?;
-        let (shared, query) = (Arc::clone(&self.shared), query.clone());
-        // A page takes up to some milliseconds, too long for a thread of the async runtime.
-        tokio::task::spawn_blocking(move || {
-            let page = shared.read(|connection| query::page(connection, &query));
-            drop(permit);
-            page
-        })
-        .await
-        .map_err(|error| stopped(&error))?
+        let query = query.clone();
+        let read = move |connection: &Connection| query::page(connection, &query);
+        self.read(&self.shared.lists, read).await
     }
 
     async fn update(&self, id: &TaskId, expected: u64, update: Update) -> Result<Head, StoreError> {
         let logs = update.logs.as_deref().map(to_json).transpose()?;
+        let size = logs.as_ref().map_or(0, String::len);
+        within("the log of the task", size, MAX_LOGS)?;
         let id = id.clone();
         self.write(|reply| Operation::Update {
             id,
@@ -314,7 +330,7 @@ impl TaskStore for SqliteStore {
     async fn watch(&self) -> Result<BoxStream<'static, Head>, StoreError> {
         // Registered before the look at what is there, so that nothing falls in between.
         let watcher = self.shared.watchers.register();
-        let active = self.shared.read(query::active)?;
+        let active = self.read(&self.shared.lists, query::active).await?;
         watcher.merge(active);
         Ok(watcher.into_stream().boxed())
     }
@@ -437,6 +453,13 @@ fn lock(directory: &Path) -> Result<File, OpenError> {
         .and_then(|()| writeln!(file, "{}", std::process::id()))
         .map_err(io)?;
     Ok(file)
+}
+
+fn within(what: &'static str, size: usize, limit: usize) -> Result<(), StoreError> {
+    if size > limit {
+        return Err(StoreError::TooLarge { what, size, limit });
+    }
+    Ok(())
 }
 
 fn to_json<T: serde::Serialize + ?Sized>(value: &T) -> Result<String, StoreError> {

@@ -10,8 +10,8 @@ use crate::tes::{Event, State};
 /// Answers the head after that; [`StoreError::NotFound`] for an unknown task.
 pub async fn cancel(store: &dyn TaskStore, id: &TaskId) -> Result<Head, StoreError> {
     loop {
-        let record = store.get(id).await?.ok_or(StoreError::NotFound)?;
-        let head = record.head;
+        // Not the record, which may be large, or damaged.
+        let head = store.head(id).await?.ok_or(StoreError::NotFound)?;
         let idle = head.state == State::Queued && head.current_attempt().is_none();
         let event = if idle {
             Event::CancelledIdle
@@ -21,14 +21,16 @@ pub async fn cancel(store: &dyn TaskStore, id: &TaskId) -> Result<Head, StoreErr
         let Ok(state) = head.state.after(event) else {
             return Ok(head);
         };
-        let logs = idle.then(|| {
-            let mut logs = record.logs;
+        let logs = if idle {
+            let mut logs = store.get(id).await?.ok_or(StoreError::NotFound)?.logs;
             if let Some(last) = logs.last_mut() {
                 let lines = last.system_logs.get_or_insert_default();
                 lines.push("canceled before it was started".to_owned());
             }
-            logs
-        });
+            Some(logs)
+        } else {
+            None
+        };
         let update = Update {
             state: Some(state),
             logs,

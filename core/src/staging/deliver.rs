@@ -23,6 +23,8 @@ const PARALLEL: usize = 32;
 const WAITING: usize = 256;
 /// Lines of each sort that a task log gets; ten thousand would help nobody.
 const MAX_LINES: usize = 100;
+/// Bytes of one line: a long path, and what is said of it.
+const MAX_LINE: usize = 4096;
 
 /// Something to deliver.
 #[derive(Debug)]
@@ -218,6 +220,16 @@ pub(super) fn not_read(what: &str, why: &Obstacle) -> Option<Failure> {
     }
 }
 
+/// The beginning and the end of a line that is too long for a log: what it is about, and why.
+fn clip(mut line: String) -> String {
+    if line.len() > MAX_LINE {
+        let start = line.floor_char_boundary(MAX_LINE / 2 - 2);
+        let end = line.ceil_char_boundary(line.len() - (MAX_LINE / 2 - 2));
+        line.replace_range(start..end, "…");
+    }
+    line
+}
+
 /// Lines for people: the first hundred, and how many there were.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
@@ -228,7 +240,7 @@ pub(super) struct Lines {
 impl Lines {
     pub(super) fn push(&mut self, line: String) {
         if self.lines.len() < MAX_LINES {
-            self.lines.push(line);
+            self.lines.push(clip(line));
         } else {
             self.more += 1;
         }
@@ -254,7 +266,10 @@ pub(super) struct Failures {
 impl Failures {
     pub(super) fn push(&mut self, failure: Failure) {
         if self.list.len() < MAX_LINES {
-            self.list.push(failure);
+            self.list.push(Failure {
+                message: clip(failure.message),
+                ..failure
+            });
         } else {
             self.more += 1;
             self.more_definite |= !failure.retryable;

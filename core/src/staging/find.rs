@@ -3,13 +3,10 @@
 use std::io;
 use std::ops::ControlFlow;
 
-use super::tree::{Found, Kind, Obstacle, Place, Tree};
+use super::tree::{Found, Kind, MAX_PATH, Obstacle, Place, Tree};
 use crate::plan::glob::{Component, Pattern};
 use crate::plan::{OutputSource, PlannedOutput, delivered_name};
 use crate::rooted::RelPath;
-
-/// Longer paths do not exist (`PATH_MAX`); only symlinks in a circle would make them.
-const MAX_PATH: usize = 4096;
 
 /// One thing that an output yields.
 #[derive(Debug)]
@@ -193,9 +190,6 @@ impl Search<'_> {
                 self.refuse(shown, why)?;
                 return ControlFlow::Break(());
             }
-            if shown.len() > MAX_PATH {
-                continue;
-            }
             let path = shown;
             let found = self.tree.entry(place, &name);
             match found {
@@ -206,6 +200,7 @@ impl Search<'_> {
                 }) if !rest.is_empty() => {}
                 Err(Obstacle::Refused(_)) if !rest.is_empty() => {}
                 Err(why) => self.refuse(path, why)?,
+                Ok(_) if path.len() > MAX_PATH => self.refuse(path, Obstacle::too_long())?,
                 Ok(_) if name.to_str().is_none() => {
                     let why = "has a name that is not UTF-8";
                     self.refuse(path, Obstacle::Refused(why.to_owned()))?;

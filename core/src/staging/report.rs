@@ -11,6 +11,7 @@
 //! log:      tesk-report/1 <sha256> <base64 …>      (one or more lines, in order)
 //! ```
 
+use std::borrow::Cow;
 use std::io::{Read, Write};
 
 use base64::Engine as _;
@@ -41,12 +42,11 @@ pub struct Packed {
 }
 
 /// Packs `report` for a termination message of at most `room` bytes. A report that is too large
-/// for the log as well loses the end of its list of delivered files, then the beginnings of what
-/// commands have printed, and says so.
+/// for the log as well is cut, and says so: see [`to_json`].
 pub fn pack(report: &Report, room: usize) -> serde_json::Result<Packed> {
-    let mut report = std::borrow::Cow::Borrowed(report);
+    let mut report = Cow::Borrowed(report);
     loop {
-        let json = serde_json::to_vec(report.as_ref())?;
+        let json = within_limit(&mut report)?;
         let digest = hex(&Sha256::digest(&json));
         let mut deflate = DeflateEncoder::new(Vec::new(), Compression::default());
         // Writing to memory does not fail.
@@ -54,11 +54,10 @@ pub fn pack(report: &Report, room: usize) -> serde_json::Result<Packed> {
         let packed = STANDARD.encode(deflate.finish().unwrap_or_default());
         let head = format!("{MARK} {} {digest}", json.len());
         let message = format!("{head} {packed}");
-        let fits = json.len() <= MAX_JSON;
-        if fits && message.len() <= room {
+        if message.len() <= room {
             return Ok(Packed { message, log: None });
         }
-        if fits && packed.len() <= MAX_LOG || is_bare(&report) {
+        if packed.len() <= MAX_LOG || is_bare(&report) {
             let mut log = String::with_capacity(packed.len() + packed.len() / 64);
             let mut rest = packed.as_str();
             while !rest.is_empty() {
@@ -71,34 +70,64 @@ pub fn pack(report: &Report, room: usize) -> serde_json::Result<Packed> {
                 log: Some(log),
             });
         }
-        let report = report.to_mut();
-        let note = if report.outputs.is_empty() {
-            for executor in &mut report.executors {
-                for tail in [&mut executor.stdout, &mut executor.stderr] {
-                    tail.iter_mut().for_each(halve);
-                }
-            }
-            CUT_TAILS
-        } else {
-            report.outputs.truncate(report.outputs.len() / 2);
-            CUT
-        };
-        if report.notes.last().is_none_or(|last| last != note) {
-            report.notes.push(note.to_owned());
+        cut(report.to_mut());
+    }
+}
+
+/// `report` as JSON that a record has room for, at most 32 MiB. One that is larger loses the end of
+/// its list of delivered files, then the beginnings of what commands have printed, then the first
+/// notes, and says so.
+pub fn to_json(report: &Report) -> serde_json::Result<Vec<u8>> {
+    within_limit(&mut Cow::Borrowed(report))
+}
+
+/// Cuts `report` until it has at most [`MAX_JSON`] bytes, as far as there is something to cut.
+fn within_limit(report: &mut Cow<'_, Report>) -> serde_json::Result<Vec<u8>> {
+    loop {
+        let json = serde_json::to_vec(report.as_ref())?;
+        if json.len() <= MAX_JSON || is_bare(report) {
+            return Ok(json);
         }
+        cut(report.to_mut());
+    }
+}
+
+/// Leaves half of the delivered files, or, where none is listed, of what commands have printed, or,
+/// where they printed nothing, of the notes.
+fn cut(report: &mut Report) {
+    let note = if !report.outputs.is_empty() {
+        report.outputs.truncate(report.outputs.len() / 2);
+        CUT
+    } else if has_tails(report) {
+        for executor in &mut report.executors {
+            for tail in [&mut executor.stdout, &mut executor.stderr] {
+                tail.iter_mut().for_each(halve);
+            }
+        }
+        CUT_TAILS
+    } else {
+        report.notes.drain(..report.notes.len().div_ceil(2));
+        CUT_NOTES
+    };
+    if report.notes.last().is_none_or(|last| last != note) {
+        report.notes.push(note.to_owned());
     }
 }
 
 const CUT: &str = "there are more delivered files than a report can list";
 const CUT_TAILS: &str = "commands have printed more than a report can hold";
+const CUT_NOTES: &str = "there are more notes than a report can hold";
 
 /// Whether nothing can be taken from a report.
 fn is_bare(report: &Report) -> bool {
-    let tails = report
-        .executors
-        .iter()
-        .flat_map(|executor| [&executor.stdout, &executor.stderr]);
-    report.outputs.is_empty() && tails.flatten().all(String::is_empty)
+    let own = |note: &String| [CUT, CUT_TAILS, CUT_NOTES].contains(&note.as_str());
+    report.outputs.is_empty() && !has_tails(report) && report.notes.iter().all(own)
+}
+
+fn has_tails(report: &Report) -> bool {
+    let executors = report.executors.iter();
+    let tails = executors.flat_map(|executor| [&executor.stdout, &executor.stderr]);
+    !tails.flatten().all(String::is_empty)
 }
 
 /// Leaves the second half of a text.
@@ -232,6 +261,21 @@ mod tests {
         assert!(report.outputs.len() >= 25_000);
         assert_eq!(report.notes.iter().filter(|n| *n == CUT).count(), 1);
     }
+
+    #[test]
+    fn a_report_in_a_file_is_no_larger_than_a_record_may_be() {
+        let small = report(3);
+        assert_eq!(
+            to_json(&small).unwrap(),
+            serde_json::to_vec(&small).unwrap()
+        );
+        let json = to_json(&report(300_000)).unwrap();
+        assert!(json.len() <= MAX_JSON && json.len() > MAX_JSON / 2);
+        let report: Report = serde_json::from_slice(&json).unwrap();
+        assert_eq!(report.outputs.len(), 150_000);
+        assert_eq!(report.notes.iter().filter(|n| *n == CUT).count(), 1);
+    }
+
     #[test]
     fn a_report_that_packs_well_is_no_larger_than_a_record_may_be() {
         let mut large = report(2);
@@ -245,5 +289,20 @@ mod tests {
         let left = report.executors[0].stdout.as_ref().unwrap().len();
         assert!(left >= 1 << 15, "{left}");
         assert_eq!(report.notes.iter().filter(|n| *n == CUT_TAILS).count(), 1);
+    }
+
+    #[test]
+    fn a_report_full_of_notes_keeps_the_last_ones() {
+        let mut large = report(2);
+        // Of a hundred executors, and last of the outputs.
+        large.notes = (0..20_000)
+            .map(|n| format!("{n} {}", "é".repeat(1000)))
+            .collect();
+        let packed = pack(&large, 4096).unwrap();
+        let report = unpack(&packed.message, packed.log.as_deref()).unwrap();
+        assert!(report.notes.len() > 5_000, "{}", report.notes.len());
+        let (own, notes) = report.notes.split_last().unwrap();
+        assert_eq!(own, CUT_NOTES);
+        assert!(notes.iter().any(|note| note.starts_with("19999 ")));
     }
 }

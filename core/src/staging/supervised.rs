@@ -196,7 +196,9 @@ fn target(collected_at: &str, base: &str, path: &str) -> io::Result<RelPath> {
 
 fn copy(container: &Root, from: &RelPath, scratch: &Arc<Root>, to: &RelPath) -> io::Result<()> {
     let mut from = container.open_file(from)?;
-    let copy = scratch.create_replacement(to, 0o666, ANYBODY)?;
+    // The one that delivers it may be another user.
+    let mode = from.metadata()?.permissions().mode() & 0o777 | 0o444;
+    let copy = scratch.create_replacement(to, mode, ANYBODY)?;
     io::copy(&mut from, &mut copy.file().as_ref())?;
     copy.keep().map(drop)
 }

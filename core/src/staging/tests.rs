@@ -426,6 +426,30 @@ async fn symlinks_in_a_circle_do_not_make_an_output_endless() {
 }
 
 #[tokio::test]
+async fn a_chain_of_symlinks_makes_no_path_without_end() {
+    let mut stage = Stage::new();
+    let long = "l".repeat(254);
+    for n in 0..60 {
+        stage.put(&format!("/w/d/{n}/x"), "");
+        stage.link(&format!("/w/d/{n}/{long}"), &format!("/w/d/{}", n + 1));
+    }
+    stage.output(directory("/w/d/0"), "mem://h/d");
+    stage.pattern(&format!("/w/d/0{}/x", "/l*".repeat(30)), "/w", "mem://h/p");
+    let delivered = stage.deliver().await;
+    assert_eq!(delivered.outputs.len(), 17);
+    assert!(delivered.outputs.iter().all(|o| o.path.len() < 4200));
+    assert_eq!(delivered.notes, <[&str; 0]>::default());
+    let said = messages(&delivered);
+    assert_eq!(said.len(), 2, "{said:?}");
+    for (index, said) in said.iter().enumerate() {
+        assert!(said.starts_with(&format!("outputs[{index}]: /w/d/0/lll")));
+        assert!(said.ends_with(" cannot be read: its path is too long (a chain of symlinks?)"));
+        assert!(said.len() <= 4096, "{}", said.len());
+    }
+    assert_eq!(verdict(false, &delivered), Outcome::SystemError);
+}
+
+#[tokio::test]
 async fn ten_thousand_files_are_delivered_and_ten_thousand_notes_are_not() {
     let mut stage = Stage::new();
     std::fs::create_dir_all(stage.at("/w/d")).unwrap();
@@ -482,6 +506,28 @@ async fn what_supervisors_collect_beside_the_mounts_is_shown_at_its_own_path() {
     assert_eq!(stage.shelf.get("/f").unwrap(), b"file");
     assert_eq!(delivered.failures, []);
 }
+
+#[test]
+fn what_is_collected_keeps_its_mode_as_far_as_anybody_may_read_it() {
+    let mut stage = Stage::new();
+    let container = tempfile::tempdir().unwrap();
+    for (index, (bits, _)) in MODES.into_iter().enumerate() {
+        let path = container.path().join(index.to_string());
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(bits)).unwrap();
+        stage
+            .output(file(&format!("/{index}")), "mem://h/x")
+            .collected_at = Some(format!("/.tesk/c/{index}"));
+    }
+    let root = Arc::new(Root::open(container.path(), Symlinks::InRoot).unwrap());
+    assert_eq!(collect(&stage.plan, &root, &stage.scratch).failures, []);
+    for (index, (bits, kept)) in MODES.into_iter().enumerate() {
+        let found = mode(&stage.at(&format!("/.tesk/c/{index}")));
+        assert_eq!(found, kept, "{found:o} of {bits:o}");
+    }
+}
+
+const MODES: [(u32, u32); 3] = [(0o600, 0o644), (0o755, 0o755), (0o6710, 0o754)];
 
 /// Does `work` as a user who may not read what its mode forbids, which root may.
 fn as_a_common_user<T: Send>(work: impl Future<Output = T> + Send) -> T {

@@ -14,6 +14,9 @@ use crate::rooted::{RelPath, Root};
 
 /// Symlinks followed for one path, as the kernel has it.
 const MAX_LINKS: usize = 40;
+/// Longer paths do not exist (`PATH_MAX`): only symlinks make them, in a circle or one after
+/// another.
+pub(super) const MAX_PATH: usize = 4096;
 /// Entries visited for one output: symlinks can make a small tree look endless.
 const MAX_ENTRIES: usize = if cfg!(test) { 10_000 } else { 1_000_000 };
 
@@ -50,6 +53,14 @@ pub(super) enum Obstacle {
     /// There may be something, but nobody has looked: too many entries came before it.
     TooMany,
     Failed(io::Error),
+}
+
+impl Obstacle {
+    /// At a path that nothing can have.
+    pub(super) fn too_long() -> Self {
+        let why = "its path is too long (a chain of symlinks?)";
+        Self::Failed(io::Error::new(io::ErrorKind::InvalidFilename, why))
+    }
 }
 
 impl std::fmt::Display for Obstacle {
@@ -175,6 +186,8 @@ impl Tree {
             }
             let entry = if name.to_str().is_none() {
                 Err(refused("has a name that is not UTF-8"))
+            } else if relative.len() > MAX_PATH {
+                Err(Obstacle::too_long())
             } else {
                 self.entry(&level.place, &name)
             };

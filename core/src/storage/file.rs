@@ -251,7 +251,8 @@ pub(crate) struct Writer<S> {
     batched: usize,
     running: Option<JoinHandle<(S, io::Result<()>)>>,
     idle: Option<S>,
-    to: Arc<Shared>,
+    /// `None` is for bytes that only the sink is to see.
+    to: Option<Arc<Shared>>,
 }
 
 /// A file that one or several [`Writer`]s write to.
@@ -293,6 +294,15 @@ impl Sink for () {
 
 impl<S: Sink> Writer<S> {
     pub(crate) fn new(to: Arc<Shared>, at: u64, sink: S) -> Self {
+        Self::with(Some(to), at, sink)
+    }
+
+    /// One that writes nowhere: `sink` sees the bytes on another thread.
+    pub(crate) fn nowhere(sink: S) -> Self {
+        Self::with(None, 0, sink)
+    }
+
+    fn with(to: Option<Arc<Shared>>, at: u64, sink: S) -> Self {
         Self {
             at,
             batch: Vec::new(),
@@ -332,7 +342,7 @@ impl<S: Sink> Writer<S> {
         let batch = std::mem::take(&mut self.batch);
         self.at += std::mem::take(&mut self.batched) as u64;
         self.running = Some(tokio::task::spawn_blocking(move || {
-            let done = to.write(&batch, at);
+            let done = to.map_or(Ok(()), |to| to.write(&batch, at));
             if done.is_ok() {
                 for chunk in &batch {
                     sink.update(chunk);

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Capabilities, Error, ErrorKind, Result, Storage, StorageUrl};
 use crate::config;
-use crate::rooted::RelPath;
 
 /// One `[[storage]]` entry of the configuration.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -18,8 +18,8 @@ pub struct Entry {
     #[serde(rename = "type")]
     pub kind: String,
     /// The URL prefixes the entry serves, such as `https://data.example.org/` or `file:///data`;
-    /// of all entries the longest prefix that matches whole path components wins. A bare
-    /// `http://` serves every host.
+    /// of all entries the longest prefix that matches whole path components wins, in whatever
+    /// spelling of the URL. A bare `http://` serves every host.
     pub prefix: Prefixes,
     /// Everything else: read by the plugin's factory, which refuses keys that it does not know.
     #[serde(flatten)]
@@ -180,7 +180,7 @@ impl Registry {
 
     /// The storage for `url`: the longest prefix that matches. [`ErrorKind::Invalid`] without
     /// one, listing the prefixes that are served; [`ErrorKind::Denied`] for a path that `..`
-    /// takes out of its prefix.
+    /// takes out of its prefix, or that a server may read as one of another prefix.
     pub fn route(&self, url: &StorageUrl) -> Result<Arc<dyn Storage>> {
         let prefixes = self.routes.iter().map(|route| &route.prefix);
         match Prefix::choose(prefixes, url) {
@@ -189,7 +189,9 @@ impl Registry {
                 let (kind, text) = match why {
                     Unserved::Unknown => (ErrorKind::Invalid, format!("{why}; {}", self.served())),
                     Unserved::Nul => (ErrorKind::Invalid, why.to_string()),
-                    Unserved::Climbs | Unserved::ClimbsOut => (ErrorKind::Denied, why.to_string()),
+                    Unserved::Climbs | Unserved::ClimbsOut | Unserved::Ambiguous => {
+                        (ErrorKind::Denied, why.to_string())
+                    }
                 };
                 Err(Error::new(kind, url, text))
             }
@@ -226,6 +228,8 @@ pub(crate) enum Unserved {
     Climbs,
     #[error("`..` leads out of what is served here")]
     ClimbsOut,
+    #[error("its path has an escaped slash or a backslash that could lead to another storage")]
+    Ambiguous,
     #[error("is not served here")]
     Unknown,
 }
@@ -237,13 +241,14 @@ pub(crate) struct Prefix {
     scheme: String,
     /// `None` is every host.
     host: Option<String>,
-    /// Without trailing slash; `None` is every path.
-    path: Option<Vec<u8>>,
+    /// Without components it is every path.
+    path: Path,
 }
 
 impl PartialEq for Prefix {
     fn eq(&self, other: &Self) -> bool {
-        (&self.scheme, &self.host, &self.path) == (&other.scheme, &other.host, &other.path)
+        (&self.scheme, &self.host, &self.path.names)
+            == (&other.scheme, &other.host, &other.path.names)
     }
 }
 
@@ -269,15 +274,11 @@ impl Prefix {
         if path.climbs || (!is_object_store(url.scheme()) && url.path() != url.path_and_rest()) {
             return refused(&format_args!("`{url}` must have no `..`, `?` or `#`"));
         }
-        let mut path = path.resolved;
-        while path.last() == Some(&b'/') {
-            path.pop();
-        }
         Ok(Self {
             text: text.to_owned(),
             scheme: url.scheme().to_owned(),
             host: (!host.is_empty()).then_some(host),
-            path: (!path.is_empty()).then_some(path),
+            path,
         })
     }
 
@@ -292,87 +293,113 @@ impl Prefix {
     ) -> std::result::Result<usize, Unserved> {
         let path = Path::of(url).ok_or(Unserved::Nul)?;
         let host = comparable_host(url);
-        let mut in_order = prefixes.clone().enumerate();
-        let chosen =
-            in_order.find(|(_, prefix)| prefix.matches(url.scheme(), &host, &path.resolved));
-        if let Some((index, prefix)) = chosen {
-            // A server resolves `..` itself, after the prefix has chosen the credentials.
-            if path.climbs && url.scheme() != "file" && prefix.path.is_some() {
-                return Err(Unserved::Climbs);
-            }
-            return Ok(index);
+        let mut here = prefixes
+            .enumerate()
+            .filter(|(_, prefix)| prefix.is_of(url.scheme(), &host));
+        let first = |form: fn(&Path) -> &Components| {
+            let mut here = here.clone();
+            here.find(|(_, prefix)| form(&path).starts_with(form(&prefix.path)))
+                .map(|(index, _)| index)
+        };
+        let chosen = first(|path| &path.names);
+        if chosen != first(|path| &path.loose) {
+            return Err(Unserved::Ambiguous);
         }
-        let mut prefixes = prefixes;
-        if prefixes.any(|prefix| prefix.matches(url.scheme(), &host, &path.written)) {
-            Err(Unserved::ClimbsOut)
-        } else {
-            Err(Unserved::Unknown)
+        let is_file = url.scheme() == "file";
+        let Some(index) = chosen else {
+            let written = components(&url.decoded_path(), is_slash);
+            let out = is_file && here.any(|(_, prefix)| written.starts_with(&prefix.path.names));
+            return Err(if out {
+                Unserved::ClimbsOut
+            } else {
+                Unserved::Unknown
+            });
+        };
+        // A server resolves `..` itself, after the prefix has chosen the credentials.
+        if path.climbs && !is_file && here.any(|(_, prefix)| !prefix.path.names.is_empty()) {
+            return Err(Unserved::Climbs);
         }
+        Ok(index)
     }
 
     /// Greater for a prefix that is to be asked before another.
     pub(crate) fn specificity(&self) -> (bool, usize) {
-        let path = self.path.as_ref().map_or(0, Vec::len);
-        (self.host.is_some(), path)
+        (self.host.is_some(), self.path.names.len())
     }
 
-    fn matches(&self, scheme: &str, host: &str, path: &[u8]) -> bool {
+    fn is_of(&self, scheme: &str, host: &str) -> bool {
         let host_matches = match &self.host {
             Some(own) => own == host,
             None => scheme != "file" || host.is_empty(),
         };
-        self.scheme == scheme
-            && host_matches
-            && self.path.as_ref().is_none_or(|prefix| {
-                path.strip_prefix(prefix.as_slice())
-                    .is_some_and(|rest| match rest.first() {
-                        None | Some(b'/') => true,
-                        Some(b'?' | b'#') => !is_object_store(scheme) && scheme != "file",
-                        Some(_) => false,
-                    })
-            })
+        self.scheme == scheme && host_matches
     }
 }
 
-/// The path of a URL as prefixes are compared with it.
+type Components = Vec<Vec<u8>>;
+
+/// The path of a URL as prefixes are compared with it: in components.
+#[derive(Clone, Debug)]
 struct Path {
-    /// As it is written; decoded for `file:`.
-    written: Vec<u8>,
-    /// For `file:` with `.` and `..` resolved, else as it is written.
-    resolved: Vec<u8>,
-    /// Whether a component is `..`, in any spelling that a server or library may take for it.
+    /// Decoded, without those that are empty or `.`, as servers take them; of `file:` with `..`
+    /// resolved. Keys of object stores are no paths: theirs are as they are written.
+    names: Components,
+    /// The same where all is a slash that some server or library takes for one: an escaped one,
+    /// and a backslash.
+    loose: Components,
+    /// Whether a component is `..`, in any such spelling.
     climbs: bool,
 }
 
 impl Path {
-    /// `None` for a path with a NUL.
+    /// `None` for a path of `file:` with a NUL.
     fn of(url: &StorageUrl) -> Option<Self> {
-        let decoded = url.decoded_path();
-        let is_up = |component: &[u8]| component == b"..";
-        if url.scheme() == "file" {
-            let path = url.file_path()?;
+        if is_object_store(url.scheme()) {
+            let key = url.path_and_rest().trim_end_matches('/').as_bytes();
+            let names = match key {
+                b"" => Components::new(),
+                key => key.split(|b| is_slash(*b)).map(<[u8]>::to_vec).collect(),
+            };
             return Some(Self {
-                climbs: decoded.split(|b| *b == b'/').any(is_up),
-                written: decoded,
-                resolved: absolute(&path),
+                loose: names.clone(),
+                names,
+                climbs: false,
             });
         }
-        let path = url.path_and_rest().as_bytes().to_vec();
+        let decoded = url.decoded_path();
+        if url.scheme() == "file" {
+            let path = url.file_path()?;
+            let names = components(path.as_path().as_os_str().as_encoded_bytes(), is_slash);
+            return Some(Self {
+                loose: names.clone(),
+                names,
+                climbs: decoded.split(|b| is_slash(*b)).any(|name| name == b".."),
+            });
+        }
+        let written = url.path().split('/');
+        let loose = components(&decoded, |b| matches!(b, b'/' | b'\\'));
         Some(Self {
-            // Keys of object stores are no paths: nobody resolves `..` in them.
-            climbs: !is_object_store(url.scheme())
-                && decoded.split(|b| matches!(b, b'/' | b'\\')).any(is_up),
-            written: path.clone(),
-            resolved: path,
+            names: written
+                .map(|name| percent_decode_str(name).collect())
+                .filter(|name: &Vec<u8>| is_name(name))
+                .collect(),
+            climbs: loose.iter().any(|name| name == b".."),
+            loose,
         })
     }
 }
 
-fn absolute(path: &RelPath) -> Vec<u8> {
-    use std::os::unix::ffi::OsStrExt;
-    let mut absolute = vec![b'/'];
-    absolute.extend_from_slice(path.as_path().as_os_str().as_bytes());
-    absolute
+fn components(path: &[u8], is_slash: fn(u8) -> bool) -> Components {
+    let names = path.split(|b| is_slash(*b)).filter(|name| is_name(name));
+    names.map(<[u8]>::to_vec).collect()
+}
+
+fn is_name(component: &[u8]) -> bool {
+    !matches!(component, b"" | b".")
+}
+
+fn is_slash(byte: u8) -> bool {
+    byte == b'/'
 }
 
 pub(crate) fn is_object_store(scheme: &str) -> bool {

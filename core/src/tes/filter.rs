@@ -52,6 +52,8 @@ impl ListRequest {
     pub const DEFAULT_PAGE_SIZE: usize = 256;
     /// The most tasks on a page: TES wants fewer than 2048.
     pub const MAX_PAGE_SIZE: usize = 2047;
+    /// The most tags that are asked for at once: a store compares each with each task.
+    pub const MAX_TAGS: usize = 32;
 
     /// Reads decoded query parameters, in the order they came. Unknown ones are ignored, an
     /// empty one is as good as none, and of a repeated one (other than of tags) the last
@@ -100,10 +102,22 @@ impl ListRequest {
             faults.add("tag_key", "must not be empty");
         }
         let mut values = values.into_iter();
-        request.filter.tags = keys
-            .into_iter()
-            .map(|key| (key, values.next().filter(|value| !value.is_empty())))
-            .collect();
+        let tags = &mut request.filter.tags;
+        for key in keys {
+            let tag = (key, values.next().filter(|value| !value.is_empty()));
+            if tags.contains(&tag) {
+                continue;
+            }
+            if tags.len() == Self::MAX_TAGS {
+                let most = Self::MAX_TAGS;
+                faults.add(
+                    "tag_key",
+                    format!("at most {most} different tags can be asked for"),
+                );
+                break;
+            }
+            tags.push(tag);
+        }
         faults.into_result().map(|()| request)
     }
 }
@@ -210,6 +224,20 @@ mod tests {
         assert_eq!(
             breach(&[("tag_key", ""), one]),
             "tag_key: must not be empty"
+        );
+    }
+
+    #[test]
+    fn a_tag_that_is_asked_for_again_counts_once_and_too_many_are_refused() {
+        let keys: Vec<String> = (0..33).map(|index| format!("k{index}")).collect();
+        let all: Vec<_> = keys.iter().map(|key| ("tag_key", key.as_str())).collect();
+        let most = &all[..32];
+        let again = parse(&[most, most].concat()).unwrap();
+        assert_eq!(again, parse(most).unwrap());
+        assert_eq!(again.filter.tags.len(), 32);
+        assert_eq!(
+            breach(&all),
+            "tag_key: at most 32 different tags can be asked for"
         );
     }
 

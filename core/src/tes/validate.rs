@@ -73,7 +73,7 @@ pub struct Accepted {
 /// - 10,000 `inputs`, `outputs` and `volumes` each,
 /// - 1,000 `executors`, each with 100,000 words in `command` and 10,000 entries in `env`,
 /// - 1,000 `tags`, `zones` and `backend_parameters` each,
-/// - 1,000,000 brackets, braces, commas and colons outside its strings.
+/// - 300,000 brackets, braces, commas and colons outside its strings.
 pub fn accept(body: &[u8], rules: &Rules) -> Result<Accepted, Rejection> {
     let Draft {
         mut task,

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 
 use super::directory::Names;
+use super::placing::Placing;
 use super::{Engine, IN_TURN, Moved, in_turn, spawned};
 use crate::rooted::{Found, RelPath, Root, Symlinks, Walk, WalkError};
 use crate::storage::file::blocking;
@@ -88,10 +89,13 @@ fn no_url(to: &LocalPath) -> Error {
 }
 
 impl Engine {
-    /// Copies a file. `to` is the whole name of the copy. One of the two must be a URL.
+    /// Copies a file. `to` is the whole name of the copy. One of the two must be a URL. A copy on
+    /// this machine has the mode that the storage tells, less what the umask takes.
     pub async fn copy_file(&self, from: &End, to: &End) -> Result<Copied> {
         let moved = match (from, to) {
-            (End::Url(from), End::Local(to)) => Box::pin(self.fetch_file(from, to, false)).await?,
+            (End::Url(from), End::Local(to)) => {
+                Box::pin(self.fetch_one(from, to, Placing::Copied)).await?
+            }
             (End::Local(from), End::Url(to)) => Box::pin(self.store_file(from, to)).await?,
             (End::Url(from), End::Url(to)) => Box::pin(self.copy(from, to)).await?,
             (End::Local(_), End::Local(to)) => return Err(no_url(to)),
@@ -104,7 +108,7 @@ impl Engine {
     pub async fn copy_directory(&self, from: &End, to: &End) -> Result<Copied> {
         match (from, to) {
             (End::Url(from), End::Local(to)) => {
-                let moved = self.fetch_directory(from, to).await?;
+                let moved = self.fetch_all(from, to, Placing::Copied).await?;
                 Ok(Copied {
                     files: moved.len() as u64,
                     bytes: moved.iter().map(|file| file.size).sum(),

@@ -5,11 +5,12 @@ use std::collections::hash_map::Entry as Slot;
 use std::io;
 use std::sync::Arc;
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::task::JoinSet;
 
-use super::retry::{Retry, in_time, stalled};
-use super::{Engine, FETCHED_MODE, IN_TURN, Moved, in_turn};
+use super::placing::Placing;
+use super::retry::{Retry, in_time};
+use super::{Engine, IN_TURN, Moved, in_turn};
 use crate::rooted::RelPath;
 use crate::storage::file::blocking;
 use crate::storage::source::SMALL;
@@ -17,6 +18,13 @@ use crate::storage::{
     Entry, EntryKind, EntryStream, Error, ErrorKind, FileInfo, LocalPath, Result, Storage,
     StorageUrl,
 };
+
+/// The most files and directories that a listing may name, those in the paths of others counted.
+const MOST_NAMES: usize = 1_000_000;
+/// The most bytes that their paths may have together.
+const MOST_BYTES: usize = 256 << 20;
+/// The longest path that Linux takes is shorter than this.
+const LONGEST_PATH: usize = 4096;
 
 /// A file that a listing named.
 struct Named {
@@ -32,12 +40,14 @@ impl Engine {
         storage: &Arc<dyn Storage>,
         url: &StorageUrl,
         to: &LocalPath,
+        placing: Placing,
     ) -> Result<Vec<Moved>> {
         if !storage.capabilities().list {
             return Err(Error::unsupported(url, "listing directories"));
         }
         let mut files = JoinSet::new();
-        let moved = self.fetch_listed(storage, url, to, &mut files).await;
+        let listed = self.fetch_listed(storage, url, to, placing, &mut files);
+        let moved = listed.await;
         // After a failure: nothing of the rest may go on behind the caller's back.
         files.shutdown().await;
         moved
@@ -48,20 +58,21 @@ impl Engine {
         storage: &Arc<dyn Storage>,
         url: &StorageUrl,
         to: &LocalPath,
+        placing: Placing,
         files: &mut JoinSet<Result<Vec<Moved>>>,
     ) -> Result<Vec<Moved>> {
-        make_directory(to, RelPath::default()).await?;
+        make_directory(to, RelPath::default(), placing).await?;
         let mut names = Names::default();
         let mut moved = Vec::new();
         let mut small = Vec::new();
         let mut retry = Retry::new(&self.settings);
         'listing: loop {
-            names.pass += 1;
             let opened = in_time(&self.settings, url, storage.list(url)).await;
             let mut entries = match opened {
                 Ok(entries) => entries,
                 Err(error) => {
                     retry.after(error).await?;
+                    names.pass += 1;
                     continue;
                 }
             };
@@ -71,6 +82,7 @@ impl Engine {
                     Ok(None) => break 'listing,
                     Err(error) => {
                         retry.after(error).await?;
+                        names.pass += 1;
                         continue 'listing;
                     }
                 };
@@ -78,7 +90,7 @@ impl Engine {
                     continue;
                 };
                 let EntryKind::File(info) = entry.kind else {
-                    make_directory(to, path).await?;
+                    make_directory(to, path, placing).await?;
                     continue;
                 };
                 let from = url.join(&entry.path);
@@ -90,13 +102,13 @@ impl Engine {
                         continue;
                     }
                     let small = std::mem::take(&mut small);
-                    self.fetch_in_turn(storage, small, to, files).await;
+                    self.fetch_in_turn(storage, small, to, placing, files).await;
                 } else {
                     let permit = self.limits.file().await;
                     let (engine, storage, to) = (self.clone(), storage.clone(), to.clone());
                     files.spawn(async move {
                         let _permit = permit;
-                        let moved = engine.fetch_named(&storage, file, &to);
+                        let moved = engine.fetch_named(&storage, file, &to, placing);
                         Ok(vec![engine.begun(moved).await?])
                     });
                 }
@@ -106,7 +118,7 @@ impl Engine {
             }
         }
         if !small.is_empty() {
-            self.fetch_in_turn(storage, small, to, files).await;
+            self.fetch_in_turn(storage, small, to, placing, files).await;
         }
         while let Some(done) = files.join_next().await {
             moved.extend(finished(url, done)?);
@@ -120,12 +132,13 @@ impl Engine {
         storage: &Arc<dyn Storage>,
         Named { path, from, info }: Named,
         to: &LocalPath,
+        placing: Placing,
     ) -> Result<Moved> {
         let to = LocalPath {
             root: to.root.clone(),
             path: to.path.join(&path),
         };
-        let moved = self.fetch(storage, &from, Some(info), &to, false).await?;
+        let moved = self.fetch(storage, &from, Some(info), &to, placing).await?;
         Ok(Moved { path, ..moved })
     }
 
@@ -134,6 +147,7 @@ impl Engine {
         storage: &Arc<dyn Storage>,
         small: Vec<Named>,
         to: &LocalPath,
+        placing: Placing,
         files: &mut JoinSet<Result<Vec<Moved>>>,
     ) {
         let permit = self.limits.file().await;
@@ -143,9 +157,12 @@ impl Engine {
             let one = engine.clone();
             let transfers = small.into_iter().map(move |file| {
                 let (engine, storage, to) = (one.clone(), storage.clone(), to.clone());
-                async move { engine.begun(engine.fetch_named(&storage, file, &to)).await }
+                async move {
+                    let moved = engine.fetch_named(&storage, file, &to, placing);
+                    engine.begun(moved).await
+                }
             });
-            in_turn(&shown, permit, transfers).await
+            Box::pin(in_turn(&shown, permit, transfers)).await
         });
     }
 
@@ -171,17 +188,13 @@ impl Engine {
         url: &StorageUrl,
         entries: &mut EntryStream,
     ) -> Result<Option<Entry>> {
-        let timeout = self.settings.progress_timeout();
-        match tokio::time::timeout(timeout, entries.next()).await {
-            Ok(entry) => entry.transpose().map_err(|error| error.scrubbed(url)),
-            Err(_) => Err(stalled(timeout, url)),
-        }
+        in_time(&self.settings, url, entries.try_next()).await
     }
 }
 
-async fn make_directory(to: &LocalPath, path: RelPath) -> Result<()> {
+async fn make_directory(to: &LocalPath, path: RelPath, placing: Placing) -> Result<()> {
     let (root, path) = (to.root.clone(), to.path.join(&path));
-    let made = blocking(move || root.create_dir_all(&path, FETCHED_MODE)).await;
+    let made = blocking(move || root.create_dir_all(&path, placing.directory_mode())).await;
     made.map_err(|e| Error::io(&to.url(), "cannot be made", e))
 }
 
@@ -199,12 +212,14 @@ pub(super) fn ended<T>(url: &StorageUrl, done: io::Result<Result<T>>) -> Result<
     })
 }
 
-/// The names that a listing has given so far, and what each is. This is where hostile ones end.
-#[derive(Debug, Default)]
+/// The names that a listing has given so far, and what each is. This is where hostile ones end,
+/// and listings that never do.
+#[derive(Debug)]
 pub(super) struct Names {
-    /// Which run of the listing this is: a retried one names everything again.
+    /// Which run of the listing this is, from 1: a retried one names everything again.
     pass: u32,
     seen: HashMap<RelPath, Name>,
+    room: Room,
 }
 
 #[derive(Debug)]
@@ -215,12 +230,55 @@ struct Name {
     pass: u32,
 }
 
+/// How much more a listing may name.
+#[derive(Debug)]
+struct Room {
+    names: usize,
+    bytes: usize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            names: MOST_NAMES,
+            bytes: MOST_BYTES,
+        }
+    }
+}
+
+impl Room {
+    fn take(&mut self, url: &StorageUrl, path: &RelPath) -> Result<()> {
+        let bytes = path.as_path().as_os_str().len();
+        let left = self.names.checked_sub(1);
+        let Some((names, bytes)) = left.zip(self.bytes.checked_sub(bytes)) else {
+            let message = format!(
+                "the listing is refused: it has more than {MOST_NAMES} names or {} MiB of paths",
+                MOST_BYTES >> 20
+            );
+            return Err(Error::new(ErrorKind::Invalid, url, message));
+        };
+        *self = Self { names, bytes };
+        Ok(())
+    }
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self {
+            pass: 1,
+            seen: HashMap::new(),
+            room: Room::default(),
+        }
+    }
+}
+
 impl Names {
     /// The path of an entry that is safe to make; `None` for one that was dealt with in an
     /// earlier run, or that is the listed directory itself.
     pub(super) fn admit(&mut self, url: &StorageUrl, entry: &Entry) -> Result<Option<RelPath>> {
         let refused = |why: &str| {
-            let shown = entry.path.escape_debug();
+            let shown: String = entry.path.chars().take(LONGEST_PATH).collect();
+            let shown = shown.escape_debug();
             let message = format!("the listing is refused: `{shown}` {why}");
             Error::new(ErrorKind::Invalid, url, message)
         };
@@ -236,7 +294,7 @@ impl Names {
         }
         // What is cut or folded here would name another file than the server meant.
         let bad = |c: &str| matches!(c, "" | "." | "..") || c.contains('\0') || c.len() > 255;
-        if name.split('/').any(bad) {
+        if name.len() >= LONGEST_PATH || name.split('/').any(bad) {
             return Err(refused("is no path below the directory"));
         }
         let path = RelPath::new(name).ok_or_else(|| refused("is no path below the directory"))?;
@@ -250,6 +308,7 @@ impl Names {
                 // Its own parents are known too.
                 Slot::Occupied(_) => break,
                 Slot::Vacant(new) => {
+                    self.room.take(url, new.key())?;
                     let is_file = false;
                     new.insert(Name { is_file, pass: 0 });
                 }
@@ -258,6 +317,7 @@ impl Names {
         let pass = self.pass;
         match self.seen.entry(path.clone()) {
             Slot::Vacant(new) => {
+                self.room.take(url, &path)?;
                 new.insert(Name { is_file, pass });
                 Ok(Some(path))
             }
@@ -287,7 +347,7 @@ mod fuzz {
             names in proptest::collection::vec(("[ab./\\\\\0%2é-]{0,6}", any::<bool>()), 0..12)
         ) {
             let url = "ftp://host/d".parse().unwrap();
-            let mut admitting = Names { pass: 1, ..Names::default() };
+            let mut admitting = Names::default();
             let mut admitted: Vec<(RelPath, bool)> = Vec::new();
             for (path, is_file) in names {
                 let kind = if is_file {
@@ -348,11 +408,28 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_a_file_or_a_directory_and_comes_once() {
-        let mut names = Names {
-            pass: 1,
+    fn a_listing_that_never_ends_is_refused() {
+        let names = |names, bytes| Names {
+            room: Room { names, bytes },
             ..Names::default()
         };
+        for (mut full, what) in [(names(3, 100), "names"), (names(100, 6), "bytes")] {
+            // A directory that is only in a path counts as well, and only once.
+            assert!(admit(&mut full, "d/a", file()).unwrap().is_some());
+            assert!(admit(&mut full, "e", file()).unwrap().is_some());
+            assert!(admit(&mut full, "d", EntryKind::Directory).is_ok());
+            let error = admit(&mut full, "ff", file()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{what}");
+            assert!(!error.is_retryable());
+            assert!(error.to_string().contains("1000000 names"), "{error}");
+        }
+        let deep = "d/".repeat(3000) + "f";
+        assert!(admit(&mut Names::default(), &deep, file()).is_err());
+    }
+
+    #[test]
+    fn a_name_is_a_file_or_a_directory_and_comes_once() {
+        let mut names = Names::default();
         assert!(admit(&mut names, "a/b", file()).unwrap().is_some());
         assert!(admit(&mut names, "a/b", file()).is_err(), "twice");
         assert!(admit(&mut names, "a/b/c", file()).is_err(), "below a file");
@@ -373,10 +450,7 @@ mod tests {
 
     #[test]
     fn a_listing_that_is_tried_again_moves_nothing_twice() {
-        let mut names = Names {
-            pass: 1,
-            ..Names::default()
-        };
+        let mut names = Names::default();
         assert!(admit(&mut names, "a", file()).unwrap().is_some());
         names.pass = 2;
         assert!(admit(&mut names, "a", file()).unwrap().is_none());

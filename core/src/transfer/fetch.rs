@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, TryStreamExt as _};
 
+use super::placing::Placing;
 use super::progress::Progress;
 use super::read::{Reader, RemoteFile};
-use super::retry::{Retry, with_retries};
-use super::verify::Hasher;
-use super::{Engine, FETCHED_MODE, Moved};
-use crate::rooted::{RelPath, Root, TempFile};
+use super::retry::Retry;
+use super::verify::{Hasher, check};
+use super::{Engine, Moved};
+use crate::rooted::{RelPath, TempFile};
 use crate::storage::file::{Shared, Sink as _, Writer, blocking, read_file};
 use crate::storage::source::{Meter as _, SMALL};
 use crate::storage::{
@@ -34,13 +35,20 @@ impl Target {
         }
     }
 
-    fn open(LocalPath { root, path }: &LocalPath, in_place: bool) -> io::Result<Self> {
-        if !in_place {
-            let temp = root.create_replacement(path, FETCHED_MODE, FETCHED_MODE)?;
+    /// `told` is the mode that the storage tells.
+    fn open(to: &LocalPath, placing: Placing, told: Option<u32>) -> io::Result<Self> {
+        let LocalPath { root, path } = to;
+        let (mode, directory_mode) = (placing.file_mode(told), placing.directory_mode());
+        if placing != Placing::InPlace {
+            let temp = root.create_replacement(path, mode, directory_mode)?;
             return Ok(Self::Temp(temp));
         }
-        make_parents(root, path)?;
-        let file = root.create_file(path, FETCHED_MODE)?;
+        let parent = path.parent().ok_or_else(|| {
+            let message = "is the root directory";
+            io::Error::new(io::ErrorKind::IsADirectory, message)
+        })?;
+        root.create_dir_all(&parent, directory_mode)?;
+        let file = root.create_file(path, mode)?;
         Ok(Self::InPlace(Arc::new(file)))
     }
 
@@ -72,12 +80,12 @@ impl Engine {
         url: &StorageUrl,
         mut known: Option<FileInfo>,
         to: &LocalPath,
-        in_place: bool,
+        placing: Placing,
     ) -> Result<Moved> {
         let mut retry = Retry::new(&self.settings);
         loop {
             match self
-                .try_fetch(storage, url, known.take(), to, in_place)
+                .try_fetch(storage, url, known.take(), to, placing)
                 .await
             {
                 Ok(size) => {
@@ -98,7 +106,7 @@ impl Engine {
         url: &StorageUrl,
         known: Option<FileInfo>,
         to: &LocalPath,
-        in_place: bool,
+        placing: Placing,
     ) -> Result<u64> {
         let progress = Progress::new(&self.counters);
         let cannot_write = |e| Error::io(&to.url(), "cannot be written", e);
@@ -108,10 +116,12 @@ impl Engine {
             progress.expect(source.size());
             let source = source.with_meter(progress.clone());
             if let Some(content) = source.content() {
-                let written = self.write_small(to, in_place, content.into()).await;
+                let (told, content) = (source.mode(), content.into());
+                let written = self.write_small(to, placing, told, content).await;
                 written.map_err(cannot_write)?;
             } else {
-                let target = open_target(to, in_place).await.map_err(cannot_write)?;
+                let target = open_target(to, placing, source.mode()).await;
+                let target = target.map_err(cannot_write)?;
                 let permit = self.limits.stream(&[]).await;
                 source.copy_to(target.file(), &to.url()).await?;
                 drop(permit);
@@ -120,7 +130,12 @@ impl Engine {
             progress.keep();
             return Ok(source.size());
         }
-        let info = match known {
+        let range_size = self.settings.range_size();
+        let in_ranges = |info: &FileInfo| info.size.is_some_and(|size| size >= 2 * range_size);
+        // Ranges do not bring the checksum of the whole: one look, which costs little then.
+        let is_enough =
+            |info: &FileInfo| info.checksum.is_some() || !self.settings.verify || !in_ranges(info);
+        let info = match known.filter(is_enough) {
             Some(info) => info,
             None => self.file_info(storage, url).await?,
         };
@@ -133,27 +148,28 @@ impl Engine {
         if file.info.size.is_some_and(|size| size <= SMALL) {
             let content = self.read_small(&file, &progress).await?;
             let size = content.len() as u64;
-            let written = self.write_small(to, in_place, content).await;
+            let told = file.info.mode;
+            let written = self.write_small(to, placing, told, content).await;
             written.map_err(cannot_write)?;
             progress.keep();
             return Ok(size);
         }
-        let target = open_target(to, in_place).await.map_err(cannot_write)?;
+        // A range that is given up may still have a write on its way, which a next try in the same
+        // file would not be safe from.
+        let may_mix = placing == Placing::InPlace;
+        let target = open_target(to, placing, file.info.mode).await;
+        let target = target.map_err(cannot_write)?;
         let into = Shared::new(target.file());
         let size = match file.info.size {
-            Some(size) if size >= 2 * self.settings.range_size() && file.is_resumable() => {
+            Some(size) if in_ranges(&file.info) && file.is_resumable() && !may_mix => {
                 self.fetch_ranges(&file, size, &into, to, &progress).await?;
                 self.check_written(&file, size, target.file()).await?;
                 size
             }
             _ => {
                 let _permit = self.limits.stream(&[url]).await;
-                let wanted = file.info.checksum.as_ref().filter(|_| self.settings.verify);
                 let reader = Reader::new(&file, &self.settings, ByteRange::FULL);
-                let hasher = Hasher::like(wanted);
-                let (hasher, size) = self.pump(reader, &into, 0, hasher, to, &progress).await?;
-                hasher.check(url, wanted)?;
-                size
+                self.pump(reader, &into, 0, to, &progress).await?
             }
         };
         if file.info.size.is_none() {
@@ -167,16 +183,15 @@ impl Engine {
     /// The whole of a small file.
     async fn read_small(&self, file: &Arc<RemoteFile>, progress: &Progress) -> Result<Vec<u8>> {
         let _permit = self.limits.stream(&[&file.url]).await;
-        let wanted = file.info.checksum.as_ref().filter(|_| self.settings.verify);
-        let mut hasher = Hasher::like(wanted);
         let mut reader = Reader::new(file, &self.settings, ByteRange::FULL);
         let mut content = Vec::new();
         while let Some(chunk) = reader.next().await? {
             progress.moved(chunk.len() as u64);
-            hasher.update(&chunk);
             content.extend_from_slice(&chunk);
         }
-        hasher.check(&file.url, wanted)?;
+        let mut hasher = Hasher::like(reader.wanted());
+        hasher.update(&content);
+        hasher.check(&file.url, reader.wanted())?;
         Ok(content)
     }
 
@@ -185,12 +200,13 @@ impl Engine {
     async fn write_small(
         &self,
         to: &LocalPath,
-        in_place: bool,
+        placing: Placing,
+        told: Option<u32>,
         content: Vec<u8>,
     ) -> io::Result<()> {
         let to = to.clone();
         let writing = self.short.blocking(move || {
-            let target = Target::open(&to, in_place)?;
+            let target = Target::open(&to, placing, told)?;
             target.file().write_all_at(&content, 0)?;
             target.check_and_keep(content.len() as u64)
         });
@@ -203,11 +219,8 @@ impl Engine {
         storage: &Arc<dyn Storage>,
         url: &StorageUrl,
     ) -> Result<FileInfo> {
-        let entry = with_retries(&self.settings, url, || async {
-            let _permit = self.limits.stream(&[url]).await;
-            storage.stat(url).await
-        });
-        match entry.await?.map(|entry| entry.kind) {
+        let entry = self.request(url, || storage.stat(url)).await?;
+        match entry.map(|entry| entry.kind) {
             Some(EntryKind::File(info)) => Ok(info),
             Some(EntryKind::Directory) => Err(Error::new(
                 ErrorKind::Invalid,
@@ -222,37 +235,43 @@ impl Engine {
         }
     }
 
-    /// Moves everything that `reader` reads into `file` from `at` on; how much it was.
+    /// Moves everything that `reader` reads into `file` from `at` on; how much it was. A whole
+    /// file is compared with its checksum.
     async fn pump(
         &self,
         mut reader: Reader,
         file: &Arc<Shared>,
         at: u64,
-        hasher: Hasher,
         to: &LocalPath,
         progress: &Progress,
-    ) -> Result<(Hasher, u64)> {
+    ) -> Result<u64> {
         let cannot_write = |e| Error::io(&to.url(), "cannot be written", e);
-        let mut writer = Writer::new(file.clone(), at, hasher);
+        let mut writer: Option<Writer<Hasher>> = None;
         let mut size = 0;
         loop {
-            match reader.next().await {
-                Ok(Some(chunk)) => {
-                    size += chunk.len() as u64;
-                    progress.moved(chunk.len() as u64);
-                    writer.push(chunk).await.map_err(cannot_write)?;
-                }
-                Ok(None) => {
-                    let hasher = writer.finish().await.map_err(cannot_write)?;
-                    return Ok((hasher, size));
-                }
+            let chunk = match reader.next().await {
+                Ok(chunk) => chunk,
                 Err(error) => {
                     // Written in place the next try uses the same file: nothing of this one
                     // may still be on its way there.
-                    let _ = writer.finish().await;
+                    if let Some(writer) = writer {
+                        let _ = writer.finish().await;
+                    }
                     return Err(error);
                 }
-            }
+            };
+            // What the reply tells is known now.
+            let wanted = reader.wanted().filter(|_| reader.is_whole());
+            let new = || Writer::new(file.clone(), at, Hasher::like(wanted));
+            let Some(chunk) = chunk else {
+                let hasher = writer.unwrap_or_else(new).finish().await;
+                hasher.map_err(cannot_write)?.check(reader.url(), wanted)?;
+                return Ok(size);
+            };
+            size += chunk.len() as u64;
+            progress.moved(chunk.len() as u64);
+            let writer = writer.get_or_insert_with(new);
+            writer.push(chunk).await.map_err(cannot_write)?;
         }
     }
 
@@ -273,8 +292,7 @@ impl Engine {
             let _permit = self.limits.stream(&[&file.url]).await;
             let at = range.start;
             let reader = Reader::new(file, &self.settings, range.into());
-            self.pump(reader, into, at, Hasher::Nothing, to, progress)
-                .await
+            self.pump(reader, into, at, to, progress).await
         };
         let mut running = FuturesUnordered::new();
         running.extend(
@@ -292,36 +310,17 @@ impl Engine {
     /// Ranges arrive in no order: a checksum is computed by reading the file again, which is
     /// still in memory for the most part.
     async fn check_written(&self, file: &RemoteFile, size: u64, written: &Arc<File>) -> Result<()> {
-        let wanted = file.info.checksum.as_ref().filter(|_| self.settings.verify);
+        let wanted = file.wanted(&self.settings);
         if wanted.is_none() {
             return Ok(());
         }
-        let mut stream = read_file(&file.url, written.clone(), 0..size);
-        let mut hasher = Hasher::like(wanted);
-        while let Some(chunk) = stream.try_next().await? {
-            hasher = blocking(move || {
-                hasher.update(&chunk);
-                Ok(hasher)
-            })
-            .await
-            .map_err(|e| Error::io(&file.url, "cannot be verified", e))?;
-        }
-        hasher.check(&file.url, wanted)
+        let stream = read_file(&file.url, written.clone(), 0..size);
+        check(&file.url, stream, wanted).await
     }
 }
 
 /// Opens what the file is written to; parents are made.
-async fn open_target(to: &LocalPath, in_place: bool) -> io::Result<Target> {
+async fn open_target(to: &LocalPath, placing: Placing, told: Option<u32>) -> io::Result<Target> {
     let to = to.clone();
-    blocking(move || Target::open(&to, in_place)).await
-}
-
-fn make_parents(root: &Root, path: &RelPath) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) => root.create_dir_all(&parent, FETCHED_MODE),
-        None => Err(io::Error::new(
-            io::ErrorKind::IsADirectory,
-            "is the root directory",
-        )),
-    }
+    blocking(move || Target::open(&to, placing, told)).await
 }

@@ -1,16 +1,21 @@
 //! Reading a remote file: resumed at the byte reached, never mixing two versions of it.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt as _};
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::Settings;
-use super::retry::{Retry, in_time, stalled};
+use super::retry::{Retry, in_time};
+use super::verify::Hasher;
+use crate::storage::file::Writer;
+use crate::storage::turns::Turns;
 use crate::storage::{
-    ByteRange, ByteStream, Capabilities, Entry, EntryKind, Error, ErrorKind, FileInfo, Result,
-    Storage, StorageUrl, Version,
+    ByteRange, ByteStream, Capabilities, Checksum, Entry, EntryKind, Error, ErrorKind, FileInfo,
+    Result, Storage, StorageUrl, Version,
 };
 
 /// A stream that got on by this many bytes has earned its retries anew.
@@ -29,6 +34,11 @@ impl RemoteFile {
     /// apart, so that the second half is of the same file as the first.
     pub(super) fn is_resumable(&self) -> bool {
         self.storage.capabilities().ranges && self.info.version.is_some()
+    }
+
+    /// The checksum to compare it with, as it was told with the rest.
+    pub(super) fn wanted(&self, settings: &Settings) -> Option<&Checksum> {
+        self.info.checksum.as_ref().filter(|_| settings.verify)
     }
 
     /// Whether another version has taken its place.
@@ -55,6 +65,10 @@ pub(super) struct Reader {
     end: Option<u64>,
     failed_at: u64,
     stream: Option<ByteStream>,
+    /// The checksum that the reply with the first bytes told.
+    told: Option<Checksum>,
+    /// Of the operation that this was begun in. A client may read it in another task.
+    turns: Arc<Turns>,
 }
 
 impl Reader {
@@ -68,33 +82,43 @@ impl Reader {
             end: range.end.or(file.info.size),
             failed_at: range.start,
             stream: None,
+            told: None,
+            turns: Turns::current(),
         }
     }
 
     /// The next bytes. An error that is still retryable means: from the start, and look first
     /// what is there now.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>> {
-        loop {
-            // Nothing to ask for. With an open stream its end is still to be seen: more bytes
-            // than there should be are an error, and a connection is reusable only at its end.
-            if self.end == Some(self.at) && self.stream.is_none() {
-                return Ok(None);
+        let turns = self.turns.clone();
+        let next = async {
+            loop {
+                // Nothing to ask for. With an open stream its end is still to be seen: more bytes
+                // than there should be are an error, and a connection is reusable only at its end.
+                if self.end == Some(self.at) && self.stream.is_none() {
+                    return Ok(None);
+                }
+                match self.try_next().await {
+                    Ok(chunk) => return Ok(chunk),
+                    Err(error) => self.recover(error).await?,
+                }
             }
-            match self.try_next().await {
-                Ok(chunk) => return Ok(chunk),
-                Err(error) => self.recover(error).await?,
-            }
-        }
+        };
+        turns.of(next).await
     }
 
-    pub(super) fn into_stream(self) -> ByteStream {
-        stream::try_unfold(self, |mut reader| async move {
-            Ok(reader.next().await?.map(|chunk| (chunk, reader)))
-        })
-        .boxed()
+    pub(super) fn url(&self) -> &StorageUrl {
+        &self.file.url
     }
 
-    fn is_whole(&self) -> bool {
+    /// The checksum of the whole file to compare it with, as far as it is known: the first bytes
+    /// may bring one.
+    pub(super) fn wanted(&self) -> Option<&Checksum> {
+        let told = self.told.as_ref().filter(|_| self.settings.verify);
+        self.file.wanted(&self.settings).or(told)
+    }
+
+    pub(super) fn is_whole(&self) -> bool {
         self.start == 0 && self.end == self.file.info.size
     }
 
@@ -109,20 +133,19 @@ impl Reader {
                     end: if whole { None } else { self.end },
                 };
                 let version = self.file.info.version.as_ref();
-                let opening = self.file.storage.read(url, range, version);
-                none.insert(in_time(&self.settings, url, opening).await?)
+                let opening = self.file.storage.open(url, range, version);
+                let opened = in_time(&self.settings, url, opening).await?;
+                if self.at == self.start {
+                    self.told = opened.checksum;
+                }
+                none.insert(opened.bytes)
             }
         };
-        let timeout = self.settings.progress_timeout();
-        let chunk = match tokio::time::timeout(timeout, stream.next()).await {
-            Err(_) => return Err(stalled(timeout, url)),
-            Ok(Some(chunk)) => chunk.map_err(|error| error.scrubbed(url))?,
-            Ok(None) => {
-                return match self.end {
-                    Some(end) if self.at < end => Err(self.wrong_size("ended")),
-                    _ => Ok(None),
-                };
-            }
+        let Some(chunk) = in_time(&self.settings, url, stream.try_next()).await? else {
+            return match self.end {
+                Some(end) if self.at < end => Err(self.wrong_size("ended")),
+                _ => Ok(None),
+            };
         };
         let after = self.at + chunk.len() as u64;
         if self.end.is_some_and(|end| after > end) {
@@ -159,11 +182,33 @@ impl Reader {
     }
 }
 
-/// A storage whose reads resume: what a copy gives to the plugin that writes.
+/// A storage whose reads resume, and end only if the whole has the checksum that is told of it:
+/// what a copy gives to the plugin that writes.
 #[derive(Debug)]
 pub(super) struct Resuming {
-    pub(super) file: Arc<RemoteFile>,
-    pub(super) settings: Arc<Settings>,
+    file: Arc<RemoteFile>,
+    settings: Arc<Settings>,
+    /// What was computed up to a byte, in readings one after another.
+    up_to: Arc<Mutex<BTreeMap<u64, Hasher>>>,
+}
+
+impl Resuming {
+    pub(super) fn new(file: RemoteFile, settings: &Arc<Settings>) -> Self {
+        Self {
+            file: Arc::new(file),
+            settings: settings.clone(),
+            up_to: Arc::default(),
+        }
+    }
+
+    pub(super) fn url(&self) -> &StorageUrl {
+        &self.file.url
+    }
+
+    /// Whether parts must be read one after another, because a checksum can be computed only so.
+    pub(super) fn is_in_order(&self) -> bool {
+        self.file.wanted(&self.settings).is_some()
+    }
 }
 
 #[async_trait]
@@ -182,6 +227,85 @@ impl Storage for Resuming {
         range: ByteRange,
         _: Option<&Version>,
     ) -> Result<ByteStream> {
-        Ok(Reader::new(&self.file, &self.settings, range).into_stream())
+        let compared = Compared {
+            reader: Reader::new(&self.file, &self.settings, range),
+            up_to: self.up_to.clone(),
+            hashing: None,
+            held: None,
+            is_over: false,
+        };
+        let bytes = stream::try_unfold(compared, |mut compared| async move {
+            Ok(compared.next().await?.map(|chunk| (chunk, compared)))
+        });
+        Ok(bytes.boxed())
+    }
+}
+
+/// A reading that gives its last bytes only if they are the right ones: with them a file that is
+/// written elsewhere would be whole.
+struct Compared {
+    reader: Reader,
+    up_to: Arc<Mutex<BTreeMap<u64, Hasher>>>,
+    hashing: Option<Writer<Hasher>>,
+    held: Option<Bytes>,
+    is_over: bool,
+}
+
+impl Compared {
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        while !self.is_over {
+            let Some(chunk) = self.reader.next().await? else {
+                self.is_over = true;
+                self.compare().await?;
+                break;
+            };
+            let is_first = self.held.is_none();
+            if is_first {
+                self.hashing = self.hasher().map(Writer::nowhere);
+            }
+            if let Some(hashing) = &mut self.hashing {
+                let pushed = hashing.push(chunk.clone()).await;
+                pushed.map_err(|error| self.failed(error))?;
+            }
+            let before = self.held.replace(chunk);
+            if before.is_some() {
+                return Ok(before);
+            }
+        }
+        Ok(self.held.take())
+    }
+
+    /// What goes on with these bytes, if all before them were seen.
+    fn hasher(&self) -> Option<Hasher> {
+        let wanted = self.reader.wanted()?;
+        match self.reader.start {
+            0 => Some(Hasher::like(Some(wanted))),
+            start => self.known().get(&start).cloned(),
+        }
+    }
+
+    async fn compare(&mut self) -> Result<()> {
+        let Some(hashing) = self.hashing.take() else {
+            return Ok(());
+        };
+        let hasher = hashing.finish().await;
+        let hasher = hasher.map_err(|error| self.failed(error))?;
+        let (start, at) = (self.reader.start, self.reader.at);
+        if self.reader.file.info.size == Some(at) {
+            return hasher.check(self.reader.url(), self.reader.wanted());
+        }
+        let mut known = self.known();
+        // The start is kept: a part may be read again.
+        known.retain(|before, _| *before >= start);
+        known.insert(at, hasher);
+        Ok(())
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<u64, Hasher>> {
+        self.up_to.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, error: io::Error) -> Error {
+        Error::io(self.reader.url(), "cannot be verified", error)
     }
 }

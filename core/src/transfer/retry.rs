@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Settings;
+use super::{Engine, Settings};
+use crate::storage::turns::Turns;
 use crate::storage::{Error, ErrorKind, Result, StorageUrl};
 
 /// The longest wait that a server may ask for; one that asks for more is given up on.
@@ -53,18 +54,24 @@ impl Retry {
     }
 }
 
-/// Runs `operation` until it succeeds or its retries are used up. A single try may take as long
-/// as the progress timeout.
-pub(super) async fn with_retries<T, F: Future<Output = Result<T>>>(
-    settings: &Arc<Settings>,
-    url: &StorageUrl,
-    mut operation: impl FnMut() -> F,
-) -> Result<T> {
-    let mut retry = Retry::new(settings);
-    loop {
-        match in_time(settings, url, operation()).await {
-            Ok(done) => return Ok(done),
-            Err(error) => retry.after(error).await?,
+impl Engine {
+    /// Runs `operation`, which moves no content, at the host of `url` until it succeeds or its
+    /// retries are used up. A single try may take as long as the progress timeout. Its turn may
+    /// take longer to come: those before it are watched by themselves.
+    pub(super) async fn request<T, F: Future<Output = Result<T>>>(
+        &self,
+        url: &StorageUrl,
+        mut operation: impl FnMut() -> F,
+    ) -> Result<T> {
+        let mut retry = Retry::new(&self.settings);
+        loop {
+            let permit = self.limits.stream(&[url]).await;
+            let done = in_time(&self.settings, url, operation()).await;
+            drop(permit);
+            match done {
+                Ok(done) => return Ok(done),
+                Err(error) => retry.after(error).await?,
+            }
         }
     }
 }
@@ -75,13 +82,29 @@ pub(super) async fn in_time<T>(
     url: &StorageUrl,
     operation: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    match tokio::time::timeout(settings.progress_timeout(), operation).await {
-        Ok(done) => done.map_err(|error| error.scrubbed(url)),
-        Err(_) => Err(stalled(settings.progress_timeout(), url)),
-    }
+    let limit = || settings.progress_timeout();
+    watched(&Turns::current(), url, limit, || 0, operation).await
 }
 
-pub(super) fn stalled(after: Duration, url: &StorageUrl) -> Error {
-    let message = format!("nothing moved for {} s", after.as_secs());
-    Error::new(ErrorKind::Unavailable, url, message)
+/// Runs `operation` as long as within `limit` its `life` grows, or it waits for its turn. Its
+/// errors are scrubbed.
+pub(super) async fn watched<T>(
+    turns: &Arc<Turns>,
+    url: &StorageUrl,
+    limit: impl Fn() -> Duration,
+    life: impl Fn() -> u64,
+    operation: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let mut operation = std::pin::pin!(turns.of(operation));
+    loop {
+        let (before, limit) = (life() + turns.over(), limit());
+        match tokio::time::timeout(limit, &mut operation).await {
+            Ok(done) => return done.map_err(|error| error.scrubbed(url)),
+            Err(_) if turns.are_waited_for() || life() + turns.over() > before => {}
+            Err(_) => {
+                let message = format!("nothing moved for {} s", limit.as_secs());
+                return Err(Error::new(ErrorKind::Unavailable, url, message));
+            }
+        }
+    }
 }

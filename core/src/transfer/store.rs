@@ -4,25 +4,26 @@ use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, TryStreamExt as _};
 
+use super::placing::Placing;
 use super::progress::Progress;
 use super::read::{RemoteFile, Resuming};
-use super::retry::{Retry, in_time, stalled, with_retries};
-use super::verify::Hasher;
-use super::{Engine, Moved};
+use super::retry::{Retry, in_time, watched};
+use super::verify::{Hasher, check};
+use super::{Engine, Moved, Settings};
 use crate::rooted::{RelPath, Root, Symlinks, temp_name};
-use crate::storage::file::{Sink as _, blocking};
+use crate::storage::turns::Turns;
 use crate::storage::{
     ByteRange, Entry, EntryKind, Error, ErrorKind, LocalPath, Result, Source, Storage, StorageUrl,
-    Upload, Written,
+    Upload, Written, cleanup,
 };
 
 impl Engine {
     /// Writes `source` to `url` and makes sure that it arrived. `from` is where the source lies,
-    /// if that is another host.
+    /// if that is another storage.
     pub(super) async fn store(
         &self,
         source: &Source,
-        from: Option<&StorageUrl>,
+        from: Option<&Resuming>,
         storage: &Arc<dyn Storage>,
         url: &StorageUrl,
     ) -> Result<Moved> {
@@ -52,35 +53,39 @@ impl Engine {
     async fn try_store(
         &self,
         source: &Source,
-        from: Option<&StorageUrl>,
+        from: Option<&Resuming>,
         storage: &Arc<dyn Storage>,
         url: &StorageUrl,
     ) -> Result<()> {
         let claims = storage.capabilities();
         // What others can see of a write that is not atomic is a file of another name.
-        let temporary = (claims.rename && !claims.atomic_write).then(|| url.sibling(&temp_name()));
-        let target = temporary.as_ref().unwrap_or(url);
+        let is_seen = claims.rename && !claims.atomic_write;
+        let temporary = is_seen.then(|| Temporary {
+            url: url.sibling(&temp_name()),
+            storage: storage.clone(),
+            settings: self.settings.clone(),
+            is_left: claims.remove,
+        });
+        let target = temporary.as_ref().map_or(url, |temporary| &temporary.url);
         let progress = Progress::new(&self.counters);
         progress.expect(source.size());
         let done = async {
             let written = self.write(source, from, storage, target, &progress).await?;
             self.check_stored(source, storage, target, &written).await?;
             if let Some(temporary) = &temporary {
-                in_time(&self.settings, url, storage.rename(temporary, url)).await?;
+                let renaming = storage.rename(&temporary.url, url);
+                in_time(&self.settings, url, renaming).await?;
             }
             Ok(())
         }
         .await;
-        match &done {
-            Ok(()) => progress.keep(),
-            Err(_) => {
-                if let Some(temporary) = temporary.filter(|_| claims.remove) {
-                    // The first error is the one to tell.
-                    let removing = storage.remove(&temporary);
-                    if let Err(error) = in_time(&self.settings, &temporary, removing).await {
-                        tracing::warn!(%error, "a temporary file was left behind");
-                    }
-                }
+        if done.is_ok() {
+            progress.keep();
+        }
+        if let Some(temporary) = temporary {
+            match &done {
+                Ok(()) => temporary.keep(),
+                Err(_) => temporary.remove().await,
             }
         }
         done
@@ -89,20 +94,22 @@ impl Engine {
     async fn write(
         &self,
         source: &Source,
-        from: Option<&StorageUrl>,
+        from: Option<&Resuming>,
         storage: &Arc<dyn Storage>,
         url: &StorageUrl,
         progress: &Arc<Progress>,
     ) -> Result<Written> {
         let mut hosts = vec![url];
-        hosts.extend(from);
+        hosts.extend(from.map(Resuming::url));
         if storage.capabilities().parts {
-            let upload = with_retries(&self.settings, url, || async {
-                let _permit = self.limits.stream(&[url]).await;
-                storage.begin_upload(url, source.size()).await
-            });
+            let upload = self.request(url, || storage.begin_upload(url, source.size()));
             let upload = upload.await?;
-            let done = self.upload(&*upload, source, url, &hosts, progress).await;
+            let together = match from {
+                Some(from) if from.is_in_order() => 1,
+                _ => self.settings.parallel_ranges.max(1),
+            };
+            let upload_all = self.upload(&*upload, source, url, &hosts, together, progress);
+            let done = upload_all.await;
             if done.is_err()
                 && let Err(error) = in_time(&self.settings, url, upload.abort()).await
             {
@@ -116,13 +123,14 @@ impl Engine {
         self.watched(url, source.size(), progress, writing).await
     }
 
-    /// Sends all parts, several at the same time, each with its own retries.
+    /// Sends all parts, so many at the same time, each with its own retries.
     async fn upload(
         &self,
         upload: &dyn Upload,
         source: &Source,
         url: &StorageUrl,
         hosts: &[&StorageUrl],
+        together: usize,
         progress: &Arc<Progress>,
     ) -> Result<Written> {
         let size = upload.part_size().max(1);
@@ -150,25 +158,21 @@ impl Engine {
         // An empty file has one part, which is empty.
         let mut parts = 0..source.size().div_ceil(size).max(1);
         let mut running = FuturesUnordered::new();
-        running.extend(
-            parts
-                .by_ref()
-                .take(self.settings.parallel_ranges.max(1))
-                .map(one),
-        );
+        running.extend(parts.by_ref().take(together).map(one));
         while running.try_next().await?.is_some() {
             running.extend(parts.next().map(one));
         }
         let mut retry = Retry::new(&self.settings);
         loop {
-            let limit = self.settings.commit_timeout();
-            let done = match tokio::time::timeout(limit, upload.complete()).await {
-                Ok(done) => done,
-                Err(_) => Err(stalled(limit, url)),
-            };
+            // Some uploads send everything only now.
+            let permit = self.limits.buffered(hosts, memory).await;
+            let completing = upload.complete();
+            let done = self.watched(url, source.size(), progress, completing);
+            let done = done.await;
+            drop(permit);
             match done {
                 Ok(written) => return Ok(written),
-                Err(error) => retry.after(error.scrubbed(url)).await?,
+                Err(error) => retry.after(error).await?,
             }
         }
     }
@@ -181,20 +185,14 @@ impl Engine {
         progress: &Progress,
         writing: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        let mut writing = std::pin::pin!(writing);
-        loop {
-            let before = progress.life();
-            let limit = if progress.so_far() >= size {
+        let limit = || {
+            if progress.so_far() >= size {
                 self.settings.commit_timeout()
             } else {
                 self.settings.progress_timeout()
-            };
-            match tokio::time::timeout(limit, &mut writing).await {
-                Ok(done) => return done.map_err(|error| error.scrubbed(url)),
-                Err(_) if progress.life() > before => {}
-                Err(_) => return Err(stalled(limit, url)),
             }
-        }
+        };
+        watched(&Turns::current(), url, limit, || progress.life(), writing).await
     }
 
     async fn check_stored(
@@ -239,17 +237,7 @@ impl Engine {
         if wanted.is_none() {
             return Ok(());
         }
-        let mut hasher = Hasher::like(wanted);
-        let mut stream = source.read(ByteRange::FULL).await?;
-        while let Some(chunk) = stream.try_next().await? {
-            hasher = blocking(move || {
-                hasher.update(&chunk);
-                Ok(hasher)
-            })
-            .await
-            .map_err(|e| Error::io(url, "cannot be verified", e))?;
-        }
-        hasher.check(url, wanted)
+        check(url, source.read(ByteRange::FULL).await?, wanted).await
     }
 
     pub(super) async fn copy_between(&self, from: &StorageUrl, to: &StorageUrl) -> Result<Moved> {
@@ -270,20 +258,26 @@ impl Engine {
                 path: RelPath::new(temp_name()).unwrap_or_default(),
             };
             let _removed = RemoveOnDrop(local.clone());
-            self.fetch(&source, from, Some(info), &local, false).await?;
-            return self.store_local(&local, from, &target, to).await;
+            let mode = info.mode;
+            self.fetch(&source, from, Some(info), &local, Placing::Kept)
+                .await?;
+            let source = self.open_local(&local, from).await?;
+            return self.store(&source.with_mode(mode), None, &target, to).await;
         };
         let (mode, version) = (info.mode, info.version.clone());
-        let resuming = Resuming {
-            file: Arc::new(RemoteFile {
-                storage: source,
-                url: from.clone(),
-                info,
-            }),
-            settings: self.settings.clone(),
+        let file = RemoteFile {
+            storage: source,
+            url: from.clone(),
+            info,
         };
-        let source = Source::storage(Arc::new(resuming), from.clone(), size, version);
-        self.store(&source.with_mode(mode), Some(from), &target, to)
+        if size == 0 {
+            // Nothing is read, but something may be told.
+            let wanted = file.wanted(&self.settings);
+            Hasher::like(wanted).check(from, wanted)?;
+        }
+        let resuming = Arc::new(Resuming::new(file, &self.settings));
+        let source = Source::storage(resuming.clone(), from.clone(), size, version);
+        self.store(&source.with_mode(mode), Some(&resuming), &target, to)
             .await
     }
 
@@ -300,11 +294,56 @@ impl Engine {
         storage: &Arc<dyn Storage>,
         url: &StorageUrl,
     ) -> Result<Moved> {
+        let source = self.open_local(from, named).await?;
+        self.store(&source, None, storage, url).await
+    }
+
+    async fn open_local(&self, from: &LocalPath, named: &StorageUrl) -> Result<Source> {
         let local = from.clone();
         let opening = self.short.blocking(move || Source::local(&local));
         let source = opening.await;
-        let source = source.map_err(|e| Error::io(named, "cannot be read", e))?;
-        self.store(&source, None, storage, url).await
+        source.map_err(|e| Error::io(named, "cannot be read", e))
+    }
+}
+
+/// A file that has another name until it is whole. If this is dropped before, it is removed by a
+/// task of its own.
+struct Temporary {
+    url: StorageUrl,
+    storage: Arc<dyn Storage>,
+    settings: Arc<Settings>,
+    /// Whether there is something to remove, and the storage can.
+    is_left: bool,
+}
+
+impl Temporary {
+    /// It has its own name now.
+    fn keep(mut self) {
+        self.is_left = false;
+    }
+
+    async fn remove(mut self) {
+        if self.is_left {
+            remove(&*self.storage, &self.url, &self.settings).await;
+            self.is_left = false;
+        }
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if self.is_left {
+            let (storage, url) = (self.storage.clone(), self.url.clone());
+            let settings = self.settings.clone();
+            cleanup::spawn(async move { remove(&*storage, &url, &settings).await });
+        }
+    }
+}
+
+/// The first error is the one to tell; this one is only logged.
+async fn remove(storage: &dyn Storage, url: &StorageUrl, settings: &Settings) {
+    if let Err(error) = in_time(settings, url, storage.remove(url)).await {
+        tracing::warn!(%error, "a temporary file was left behind");
     }
 }
 

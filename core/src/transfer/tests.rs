@@ -1,6 +1,8 @@
 mod upload;
+mod waiting;
 
 use std::collections::VecDeque;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
@@ -11,7 +13,7 @@ use super::*;
 use crate::rooted::{Root, Symlinks};
 use crate::storage::{
     ByteRange, ByteStream, Capabilities, Checksum, Entry, EntryKind, EntryStream, ErrorKind,
-    FileInfo, Source, Storage, Version, Written,
+    FileInfo, Opened, Source, Storage, Version, Written,
 };
 
 /// A storage of one file (or listing) whose reads go wrong as scripted.
@@ -29,6 +31,12 @@ struct Scripted {
     listing: Vec<Entry>,
     /// The names written, renamed and removed.
     log: Mutex<Vec<String>>,
+    /// The modes of the local files that were written here.
+    modes: Mutex<Vec<u32>>,
+    /// What is told of every file.
+    mode: Option<u32>,
+    /// The checksum that comes with the bytes.
+    told: Option<Checksum>,
 }
 
 #[derive(Debug)]
@@ -57,7 +65,7 @@ impl Storage for Scripted {
             size: (!self.size_unknown).then_some(size),
             version: self.version.lock().unwrap().clone().map(Version),
             checksum: self.checksum.clone(),
-            mode: None,
+            mode: self.mode,
             modified: None,
         };
         let path = String::new();
@@ -106,18 +114,37 @@ impl Storage for Scripted {
         })
     }
 
+    async fn open(
+        &self,
+        url: &StorageUrl,
+        range: ByteRange,
+        version: Option<&Version>,
+    ) -> Result<Opened> {
+        Ok(Opened {
+            bytes: self.read(url, range, version).await?,
+            checksum: self.told.clone(),
+        })
+    }
+
     async fn write(&self, url: &StorageUrl, source: &Source) -> Result<Written> {
         self.log
             .lock()
             .unwrap()
             .push(format!("write {}", url.path()));
+        if let Some(file) = source.local_file() {
+            let mode = file.metadata().unwrap().permissions().mode();
+            self.modes.lock().unwrap().push(mode & 0o7777);
+        }
         let mut stream = source.read(ByteRange::FULL).await?;
         let mut all = Vec::new();
         while let Some(chunk) = stream.next().await {
             all.extend_from_slice(&chunk?);
         }
-        if let Some(Fault::EndAfter(n)) = self.faults.lock().unwrap().pop_front() {
-            all.truncate(n);
+        let fault = self.faults.lock().unwrap().pop_front();
+        match fault {
+            Some(Fault::EndAfter(n)) => all.truncate(n),
+            Some(Fault::StallAfter(_)) => std::future::pending().await,
+            _ => {}
         }
         let size = source.size();
         *self.content.lock().unwrap() = all;
@@ -144,6 +171,8 @@ impl Storage for Scripted {
 }
 
 const URL: &str = "ftp://me:s3cret@host/dir/file";
+/// Of another storage.
+const TO: &str = "ftp://to/";
 
 fn url() -> StorageUrl {
     URL.parse().unwrap()
@@ -325,22 +354,51 @@ async fn secrets_that_a_plugin_tells_are_cut() {
     assert!(!format!("{error} {error:?}").contains("s3cret"), "{error}");
 }
 
+fn sha256(bytes: &[u8]) -> Checksum {
+    use sha2::Digest as _;
+    Checksum::Sha256(sha2::Sha256::digest(bytes).into())
+}
+
 #[tokio::test]
 async fn a_wrong_checksum_is_never_put_in_place() {
-    let sha256 = |bytes: &[u8]| {
-        use sha2::Digest as _;
-        Some(Checksum::Sha256(sha2::Sha256::digest(bytes).into()))
-    };
     for size in [1000, 3 << 20] {
         let mut storage = scripted(size, []);
-        storage.checksum = sha256(&content(size));
+        storage.checksum = Some(sha256(&content(size)));
         assert!(setup(storage).fetch().await.is_ok());
         let mut storage = scripted(size, []);
-        storage.checksum = sha256(b"other");
+        storage.checksum = Some(sha256(b"other"));
         let setup = setup(storage);
         let error = setup.fetch().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
         assert!(setup.files().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_checksum_that_comes_with_the_bytes_is_compared() {
+    for size in [10, 100_000] {
+        for (of, verify, fine) in [
+            (content(size), true, true),
+            (content(size - 1), true, false),
+            (content(size - 1), false, true),
+        ] {
+            // What came before the cut is not seen again.
+            let mut storage = scripted(size, [Fault::CutAfter(size / 2)]);
+            storage.told = Some(sha256(&of));
+            storage.claims.list = true;
+            storage.listing = vec![listed("f", Some(size as u64))];
+            let EntryKind::File(info) = &mut storage.listing[0].kind else {
+                panic!("it is a file");
+            };
+            info.version = Some(Version("1".into()));
+            let setup = setup_with(storage, &Settings { verify, ..quick() });
+            let to = setup.local("to");
+            let fetched = setup.engine.fetch_directory(&url(), &to).await;
+            assert_eq!(fetched.is_ok(), fine, "{size}: {fetched:?}");
+            assert_eq!(setup.files().len(), usize::from(fine));
+            let start = setup.reads()[..2].to_vec();
+            assert_eq!(start, [0, size as u64 / 2], "{size}");
+        }
     }
 }
 
@@ -362,6 +420,14 @@ async fn in_place_keeps_the_inode_and_leaves_no_old_bytes() {
     setup.engine.fetch_file(&url(), &to, true).await.unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode);
     assert_eq!(std::fs::read(&path).unwrap(), content(10));
+}
+
+#[tokio::test]
+async fn a_file_that_is_written_in_place_is_read_in_one_stream() {
+    let setup = setup(scripted(3 << 20, []));
+    let to = setup.local("mounted");
+    setup.engine.fetch_file(&url(), &to, true).await.unwrap();
+    assert_eq!(setup.reads(), [0]);
 }
 
 #[tokio::test]
@@ -478,10 +544,9 @@ async fn a_storage_that_does_not_write_is_not_asked_to() {
     assert_eq!(missing.kind(), ErrorKind::NotFound);
 }
 
-#[tokio::test]
-async fn a_copy_between_storages_resumes_its_reading() {
-    let from = scripted(3000, [Fault::CutAfter(1000), Fault::CutAfter(500)]);
-    let setup = setup(from);
+/// A bench whose engine also serves another storage, at [`TO`], which keeps one file.
+fn pair(from: Scripted) -> (Setup, Arc<Scripted>) {
+    let mut setup = setup(from);
     let mut claims = Capabilities::read_only();
     claims.write = true;
     claims.atomic_write = true;
@@ -491,14 +556,118 @@ async fn a_copy_between_storages_resumes_its_reading() {
     });
     let dynamic: Arc<dyn Storage> = to.clone();
     let registry = setup.engine.registry().as_ref().clone();
-    let registry = registry.serving("ftp://to", &dynamic).unwrap();
-    let engine = Engine::new(Arc::new(registry), &quick());
-    let moved = engine
-        .copy(&url(), &"ftp://to/x".parse().unwrap())
-        .await
-        .unwrap();
+    let registry = registry.serving(TO, &dynamic).unwrap();
+    setup.engine = Engine::new(Arc::new(registry), &quick());
+    (setup, to)
+}
+
+#[tokio::test]
+async fn a_copy_between_storages_resumes_its_reading() {
+    let faults = [Fault::CutAfter(1000), Fault::CutAfter(500)];
+    let (setup, to) = pair(scripted(3000, faults));
+    let target = TO.parse().unwrap();
+    let moved = setup.engine.copy(&url(), &target).await.unwrap();
     assert_eq!(moved.size, 3000);
     assert_eq!(*to.content.lock().unwrap(), content(3000));
     assert_eq!(setup.reads(), [0, 1000, 1500]);
     assert_eq!(to.log.lock().unwrap().len(), 1, "written once");
+}
+
+#[tokio::test]
+async fn a_copy_between_storages_is_compared_with_the_checksum_of_its_source() {
+    for (size, of, fine) in [
+        (0, content(0), true),
+        (3000, content(3000), true),
+        (3000, content(2999), false),
+    ] {
+        let mut from = scripted(size, [Fault::CutAfter(size / 2)]);
+        from.checksum = Some(sha256(&of));
+        let (setup, to) = pair(from);
+        let copied = setup.engine.copy(&url(), &TO.parse().unwrap()).await;
+        assert_eq!(copied.is_ok(), fine, "{copied:?}");
+        assert_eq!(
+            to.content.lock().unwrap().len(),
+            if fine { size } else { 0 }
+        );
+        if let Err(error) = copied {
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_directory_that_is_listed_after_what_is_in_it_is_copied() {
+    let mut from = scripted(3, []);
+    from.claims.list = true;
+    from.listing = vec![listed("a/b", Some(3)), listed("a", None)];
+    let (setup, to) = pair(from);
+    let target = End::Url(TO.parse().unwrap());
+    let copied = setup.engine.copy_directory(&End::Url(url()), &target).await;
+    assert_eq!(copied.unwrap().files, 1);
+    assert_eq!(*to.log.lock().unwrap(), ["write /a/b"]);
+}
+
+/// What this process takes from the modes of new files.
+fn umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    u32::from_str_radix(umask.unwrap().trim(), 8).unwrap()
+}
+
+#[tokio::test]
+async fn a_copy_is_no_file_that_anybody_may_change_or_run() {
+    for (size, told) in [(10, None), (10, Some(0o4640)), (100_000, None)] {
+        let mut from = scripted(size, []);
+        from.mode = told;
+        from.claims.list = true;
+        from.listing = vec![listed("d/f", Some(size as u64))];
+        let setup = setup(from);
+        let (file, tree) = (End::Local(setup.local("a/b")), End::Local(setup.local("t")));
+        let from = End::Url(url());
+        setup.engine.copy_file(&from, &file).await.unwrap();
+        setup.engine.copy_directory(&from, &tree).await.unwrap();
+        let mode = |path: &str| {
+            let found = std::fs::metadata(setup.dir.path().join(path)).unwrap();
+            found.permissions().mode() & 0o7777
+        };
+        let (file, directory) = (told.unwrap_or(0o666) & 0o777 & !umask(), 0o777 & !umask());
+        assert_eq!((mode("a/b"), mode("a")), (file, directory));
+        assert_eq!((mode("t"), mode("t/d")), (directory, directory));
+        assert_eq!(mode("t/d/f"), 0o666 & !umask(), "a listing tells no mode");
+        setup
+            .engine
+            .fetch_file(&url(), &setup.local("i/f"), false)
+            .await
+            .unwrap();
+        assert_eq!((mode("i"), mode("i/f")), (FETCHED_MODE, FETCHED_MODE));
+    }
+}
+
+#[tokio::test]
+async fn what_is_kept_for_a_copy_of_unknown_size_is_nobody_elses() {
+    let mut from = scripted(100_000, []);
+    from.size_unknown = true;
+    let (setup, to) = pair(from);
+    let copied = setup.engine.copy(&url(), &TO.parse().unwrap()).await;
+    assert_eq!(copied.unwrap().size, 100_000);
+    assert_eq!(*to.modes.lock().unwrap(), [0o600]);
+}
+
+#[tokio::test]
+async fn a_dropped_write_under_another_name_is_removed() {
+    let setup = setup(writable([Fault::StallAfter(0)]));
+    std::fs::write(setup.dir.path().join("out"), "x").unwrap();
+    let (file, to) = (setup.local("out"), url());
+    let storing = setup.engine.store_file(&file, &to);
+    let limit = std::time::Duration::from_millis(100);
+    assert!(tokio::time::timeout(limit, storing).await.is_err());
+    let written = setup.storage.log.lock().unwrap()[0].clone();
+    let removed = written.replace("write", "remove");
+    for _ in 0..100 {
+        if setup.storage.log.lock().unwrap().len() > 1 {
+            break;
+        }
+        tokio::time::sleep(limit / 10).await;
+    }
+    assert_eq!(*setup.storage.log.lock().unwrap(), [written, removed]);
 }

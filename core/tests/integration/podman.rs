@@ -11,6 +11,7 @@ use libtest_mimic::Trial;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tesk_core::local::RuntimeChoice;
+use tesk_core::scheduler::TaskId;
 use tesk_core::tes::State;
 
 use super::crash::running_attempt;
@@ -37,6 +38,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_canceled_container_is_gone,
         a_user_of_the_image_reads_inputs_and_writes_outputs,
         a_container_whose_attempt_is_killed_is_gone_before_the_next,
+        a_container_that_comes_after_its_attempt_is_removed_and_no_other,
     ]
 }
 
@@ -45,6 +47,7 @@ async fn start(place: &Place) -> Result<Running> {
         .start_with(|settings| {
             settings.runtime = RuntimeChoice::Podman;
             settings.scheduler.grace = Duration::from_millis(500);
+            settings.scheduler.sweep = Duration::from_millis(500);
             let arguments = std::env::var("TESK_TEST_PODMAN_ARGS").unwrap_or_default();
             settings.container_arguments.global =
                 arguments.split_whitespace().map(str::to_owned).collect();
@@ -313,14 +316,48 @@ async fn a_container_whose_attempt_is_killed_is_gone_before_the_next() -> Result
         ensure!(begun.elapsed() < Duration::from_secs(20));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let mut podman = std::process::Command::new("podman");
-    let arguments = std::env::var("TESK_TEST_PODMAN_ARGS").unwrap_or_default();
-    let listed = podman
-        .args(arguments.split_whitespace())
-        .args(["ps", "--all", "--quiet", "--filter"])
-        .arg(format!("label=tesk.attempt={id}-1"))
-        .output()?;
-    ensure!(listed.status.success() && listed.stdout.is_empty());
+    let label = format!("label=tesk.attempt={id}-1");
+    ensure!(podman(&["ps", "--all", "--quiet", "--filter", &label])?.is_empty());
     running.cancel(&id).await?;
     ended(&running.end(&id).await?, State::Canceled)
+}
+
+async fn a_container_that_comes_after_its_attempt_is_removed_and_no_other() -> Result<()> {
+    let place = Place::new()?;
+    drop(start(&place).await?);
+    let server = std::fs::read_to_string(place.path().join("data/id"))?;
+    let image = std::env::var("TESK_TEST_IMAGE")?;
+    let create = |server: &str| -> Result<String> {
+        let name = format!("tesk-{}-1-0", TaskId::random());
+        let label = format!("tesk.server={server}");
+        let create = ["create", "--name", &name, "--label", &label, &image, "true"];
+        podman(&create)?;
+        Ok(name)
+    };
+    let (stray, of_attempt, of_other) = (create(&server)?, create(&server)?, create("other")?);
+    let attempt = of_attempt
+        .trim_start_matches("tesk-")
+        .trim_end_matches("-0");
+    let directory = place.path().join("data/attempts").join(attempt);
+    std::fs::create_dir_all(directory)?;
+    let _running = start(&place).await?;
+    let is_there = |name: &str| -> Result<bool> {
+        let filter = format!("name={name}");
+        Ok(!podman(&["ps", "--all", "--quiet", "--filter", &filter])?.is_empty())
+    };
+    eventually("the stray is gone", || Ok(!is_there(&stray)?)).await?;
+    let left = is_there(&of_attempt)? && is_there(&of_other)?;
+    podman(&["rm", "--force", &of_attempt, &of_other])?;
+    ensure!(left);
+    Ok(())
+}
+
+fn podman(arguments: &[&str]) -> Result<String> {
+    let global = std::env::var("TESK_TEST_PODMAN_ARGS").unwrap_or_default();
+    let output = std::process::Command::new("podman")
+        .args(global.split_whitespace())
+        .args(arguments)
+        .output()?;
+    ensure!(output.status.success(), "podman {arguments:?}: {output:?}");
+    Ok(String::from_utf8(output.stdout)?)
 }

@@ -14,8 +14,8 @@ use libtest_mimic::Trial;
 use tesk_conformance::store::{CASES, Fixture};
 use tesk_core::local::SqliteStore;
 use tesk_core::local::store::OpenError;
-use tesk_core::scheduler::{Created, NewTask, Owner, TaskId, TaskStore};
-use tesk_core::tes::UrlSecrets;
+use tesk_core::scheduler::{Created, NewTask, Owner, StoreError, TaskId, TaskStore, Update};
+use tesk_core::tes::{State, TaskLog, UrlSecrets};
 
 use crate::{trial, trials};
 
@@ -32,6 +32,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         nobody_else_can_read_the_database,
         a_database_of_a_later_version_is_left_alone,
         what_was_acknowledged_survives_a_kill,
+        a_record_is_not_read_on_a_thread_of_the_async_runtime,
+        logs_that_are_too_large_are_refused_and_leave_the_task_as_it_was,
     ];
     suite.chain(own).collect()
 }
@@ -167,5 +169,59 @@ async fn what_was_acknowledged_survives_a_kill() -> Result<()> {
         let id: TaskId = id.parse()?;
         ensure!(store.get(&id).await?.is_some(), "{id} is lost");
     }
+    Ok(())
+}
+
+async fn a_record_is_not_read_on_a_thread_of_the_async_runtime() -> Result<()> {
+    let test = || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(1)
+            .build()?;
+        let (go_on, wait) = std::sync::mpsc::channel::<()>();
+        runtime.block_on(async {
+            let directory = tempfile::tempdir()?;
+            let store = SqliteStore::open(directory.path())?;
+            let id = TaskId::random();
+            store.create(task(id.clone())).await?;
+            // The only thread there is for what takes its time.
+            let busy = tokio::task::spawn_blocking(move || wait.recv());
+            ensure!(store.get(&id).now_or_never().is_none());
+            ensure!(store.get_raw(&id).now_or_never().is_none());
+            ensure!(store.get_with_secrets(&id).now_or_never().is_none());
+            ensure!(store.watch().now_or_never().is_none());
+            drop(go_on);
+            let _ = busy.await?;
+            // Reads that were given up leave their turns to others.
+            for _ in 0..10 {
+                ensure!(store.get(&id).await?.is_some() && store.get_raw(&id).await?.is_some());
+            }
+            Ok(())
+        })
+    };
+    let test = std::thread::spawn(test).join();
+    test.map_err(|_| anyhow::anyhow!("it panicked"))?
+}
+
+async fn logs_that_are_too_large_are_refused_and_leave_the_task_as_it_was() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let store = SqliteStore::open(directory.path())?;
+    let id = TaskId::random();
+    store.create(task(id.clone())).await?;
+    let update = |line: String| Update {
+        state: Some(State::SystemError),
+        logs: Some(vec![TaskLog {
+            system_logs: Some(vec![line]),
+            ..TaskLog::default()
+        }]),
+        ..Update::default()
+    };
+    let refused = store.update(&id, 1, update("x".repeat(64 << 20))).await;
+    ensure!(
+        matches!(refused, Err(StoreError::TooLarge { .. })),
+        "{:?}",
+        refused.map(|head| head.version)
+    );
+    let head = store.update(&id, 1, update("x".to_owned())).await?;
+    ensure!(head.state == State::SystemError);
     Ok(())
 }

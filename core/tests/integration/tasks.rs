@@ -1,6 +1,7 @@
 //! Tasks from end to end, on this machine itself.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -22,6 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_missing_output_is_a_system_error_that_names_it,
         outputs_are_delivered_after_a_failure_too,
         outputs_are_delivered_when_a_later_executor_cannot_be_started_too,
+        a_sandbox_that_cannot_be_made_once_is_made_at_the_next_attempt,
         the_first_failure_stops_the_rest_unless_it_is_ignored,
         the_second_executor_sees_the_volume_of_the_first_and_no_other_file,
         tmp_is_private_and_empty,
@@ -162,7 +164,7 @@ async fn outputs_are_delivered_when_a_later_executor_cannot_be_started_too() -> 
     let running = place.start().await?;
     let task = json!({
         "outputs": [{ "url": place.url("there"), "path": "/work/there" }],
-        "volumes": ["/volume"],
+        "volumes": ["/deep/volume"],
         "executors": [
             executor("echo > /work/there; until [ -e /work/go ]; do sleep 0.02; done"),
             executor("true"),
@@ -171,14 +173,51 @@ async fn outputs_are_delivered_when_a_later_executor_cannot_be_started_too() -> 
     let id = running.submit(&place, &task).await?;
     let scratch = place.path().join(format!("data/attempts/{id}-1/scratch"));
     eventually("the first runs", || Ok(scratch.join("work/there").exists())).await?;
-    // Without it there is no sandbox for the second.
-    fs::remove_dir(scratch.join("volume"))?;
+    // No sandbox has the right to look into it, not even as root of its own name space.
+    let above = scratch.join("deep");
+    fs::set_permissions(&above, fs::Permissions::from_mode(0o000))?;
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&above, Some(54_321), Some(54_321))?;
+    }
     fs::write(scratch.join("work/go"), "")?;
     let record = running.end(&id).await?;
     ended(&record, State::SystemError)?;
     ensure!(record.logs.len() == 1 && record.logs[0].logs.len() == 1);
     ensure!(place.file("there").exists());
     ensure!(record.logs[0].outputs.len() == 1);
+    Ok(())
+}
+
+async fn a_sandbox_that_cannot_be_made_once_is_made_at_the_next_attempt() -> Result<()> {
+    let place = Place::new()?;
+    let running = place.start().await?;
+    let task = json!({
+        "volumes": ["/volume", "/work"],
+        "executors": [
+            executor("echo > /work/there; until [ -e /work/go ]; do sleep 0.02; done"),
+            executor("true"),
+        ],
+    });
+    let id = running.submit(&place, &task).await?;
+    for number in 1..=2 {
+        let scratch = place
+            .path()
+            .join(format!("data/attempts/{id}-{number}/scratch"));
+        let there = scratch.join("work/there");
+        eventually("the first executor runs", || Ok(there.exists())).await?;
+        if number == 1 {
+            fs::remove_dir(scratch.join("volume"))?;
+        }
+        fs::write(scratch.join("work/go"), "")?;
+    }
+    let record = running.end(&id).await?;
+    ended(&record, State::Complete)?;
+    ensure!(record.logs.len() == 2);
+    let said = system_logs(&record);
+    ensure!(
+        said.contains("cannot make a sandbox") && !said.contains("name spaces"),
+        "{said}"
+    );
     Ok(())
 }
 
@@ -515,6 +554,11 @@ async fn an_output_beside_the_machines_files_is_collected() -> Result<()> {
     ensure!(place.read("root")? == "1\n");
     ensure!(place.read("etc")? == "2\n");
     ensure!(place.read("pattern/result-3")? == "3\n");
+    let said = system_logs(&record);
+    ensure!(
+        said.contains("no volume has /etc/result, /etc/result-*, /result:"),
+        "{said}"
+    );
     Ok(())
 }
 
@@ -540,10 +584,19 @@ async fn a_working_directory_is_made() -> Result<()> {
     let mut command = executor("pwd; echo > here");
     command["workdir"] = json!("/deep/work/dir");
     let record = running
-        .run(&place, &json!({ "executors": [command] }))
+        .run(&place, &json!({ "executors": [&command] }))
         .await?;
     ended(&record, State::Complete)?;
     ensure!(record.logs[0].logs[0].stdout.as_deref() == Some("/deep/work/dir\n"));
+    let said = system_logs(&record);
+    ensure!(
+        said.contains("in memory") && said.contains("/deep/work/dir"),
+        "{said}"
+    );
+    let task = json!({ "volumes": ["/deep"], "executors": [command] });
+    let record = running.run(&place, &task).await?;
+    ended(&record, State::Complete)?;
+    ensure!(!system_logs(&record).contains("no volume has"));
     Ok(())
 }
 
@@ -610,17 +663,24 @@ async fn a_command_that_ignores_term_is_killed_after_the_grace() -> Result<()> {
     let running = place
         .start_with(|settings| settings.scheduler.grace = Duration::from_millis(300))
         .await?;
-    let script = "trap '' TERM; echo ready > /work/ready; while :; do sleep 0.05; done";
+    let script = "trap '' TERM; echo said; setsid sleep 60 & while :; do sleep 0.05; done";
     let task = json!({ "volumes": ["/work"], "executors": [executor(script)] });
     let id = running.submit(&place, &task).await?;
     running.until(&id, |s| s == State::Running).await?;
     tokio::time::sleep(Duration::from_millis(200)).await;
     let asked = Instant::now();
     running.cancel(&id).await?;
-    ended(&running.end(&id).await?, State::Canceled)?;
+    let record = running.end(&id).await?;
+    ended(&record, State::Canceled)?;
     let took = asked.elapsed();
     ensure!(took > Duration::from_millis(300), "{took:?}");
     ensure!(took < Duration::from_secs(5), "{took:?}");
+    let log = record.logs[0].logs.first().context("the executor's log")?;
+    ensure!(
+        log.stdout.as_deref() == Some("said\n") && log.exit_code == 137,
+        "{log:?}"
+    );
+    ensure!(system_logs(&record).contains("killed: it did not end"));
     Ok(())
 }
 

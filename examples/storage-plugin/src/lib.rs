@@ -5,39 +5,40 @@
 //! [[storage]]
 //! type = "drs"
 //! prefix = "drs://drs.example.org/"
-//! token_file = "/run/secrets/drs-token"   # optional; sent to the service only
+//! bearer_file = "/run/secrets/drs-token"   # optional; sent to the service only
 //! ```
 //!
-//! Read-only: DRS has no way to store. Bundles are refused; name their objects.
+//! The other keys are those of `type = "http"`, through which both are reached. It checks every
+//! address and redirect: tasks name the service, and the service names the server of the bytes, so
+//! private networks are not reached unless `allow_private` is set.
+//!
+//! Read-only, as DRS has no way to store. Bundles are refused; name their objects.
 //!
 //! [drs]: https://ga4gh.github.io/data-repository-service-schemas/
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::{StreamExt as _, stream};
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE};
-use reqwest::{RequestBuilder, Response, StatusCode};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use tesk_backends::http::HttpFactory;
 use tesk_core::storage::{
     ByteRange, ByteStream, Capabilities, Checksum, ConfigEntry, ConfigError, Entry, EntryKind,
     Error, ErrorKind, Factory, FileInfo, Result, Storage, StorageUrl, Version,
 };
 
+/// Where a service has its objects.
+const OBJECTS: &str = "/ga4gh/drs/v1/objects";
+/// The longest reply of a service, in bytes.
+const LONGEST: usize = 4 << 20;
+/// The keys that hold for the servers of the bytes too. No credentials are among them.
+const SHARED: &str = "allow_hosts allow_networks allow_private ca_file connect_timeout_secs \
+                      deny_hosts deny_networks proxy";
+
 /// Builds DRS storages: `builtin().with("drs", DrsFactory)`.
 #[derive(Debug)]
 pub struct DrsFactory;
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Options {
-    /// A file with a Bearer token for the service.
-    token_file: Option<PathBuf>,
-    /// Ask the service over plain HTTP: for tests on loopback.
-    #[serde(default)]
-    plain_http: bool,
-}
 
 impl Factory for DrsFactory {
     fn schemes(&self) -> &[&str] {
@@ -45,34 +46,31 @@ impl Factory for DrsFactory {
     }
 
     fn create(&self, entry: &ConfigEntry) -> Result<Arc<dyn Storage>, ConfigError> {
-        let options: Options = entry.options()?;
-        let token = options.token_file.as_deref().map(bearer).transpose()?;
-        let client = reqwest::Client::builder().retry(reqwest::retry::never());
-        let client = client.build().map_err(|e| ConfigError(e.to_string()))?;
-        let scheme = if options.plain_http { "http" } else { "https" };
+        let mut entry = entry.clone();
+        // For tests on loopback.
+        let plain = entry.options.remove("plain_http") == Some(true.into());
+        let near = entry.options.entry("allow_private");
+        near.or_insert(false.into());
+        let service = HttpFactory.create(&entry)?;
+        let shared = |key: &str| SHARED.split(' ').any(|shared| shared == key);
+        entry.options.retain(|key, _| shared(key));
         Ok(Arc::new(Drs {
-            client,
-            token,
-            scheme,
+            scheme: if plain { "http" } else { "https" },
+            service,
+            bytes: HttpFactory.create(&entry)?,
+            entry,
         }))
     }
-}
-
-fn bearer(file: &Path) -> Result<HeaderValue, ConfigError> {
-    let problem = |e: &str| ConfigError(format!("token_file {}: {e}", file.display()));
-    let token = std::fs::read_to_string(file).map_err(|e| problem(&e.to_string()))?;
-    let mut header = HeaderValue::try_from(format!("Bearer {}", token.trim()))
-        .map_err(|_| problem("holds no token"))?;
-    header.set_sensitive(true);
-    Ok(header)
 }
 
 /// The objects of one service.
 #[derive(Debug)]
 struct Drs {
-    client: reqwest::Client,
-    token: Option<HeaderValue>,
     scheme: &'static str,
+    service: Arc<dyn Storage>,
+    bytes: Arc<dyn Storage>,
+    /// What `bytes` was made of.
+    entry: ConfigEntry,
 }
 
 /// What the service says of an object: the part that matters here.
@@ -83,7 +81,7 @@ struct Object {
     checksums: Vec<ObjectChecksum>,
     #[serde(default)]
     access_methods: Vec<AccessMethod>,
-    contents: Option<Vec<serde::de::IgnoredAny>>,
+    contents: Option<Vec<IgnoredAny>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -108,38 +106,40 @@ struct AccessUrl {
 }
 
 impl Drs {
-    async fn ask<T: for<'a> Deserialize<'a>>(&self, url: &StorageUrl, tail: &str) -> Result<T> {
-        let id = url.path().trim_start_matches('/');
-        let (scheme, host) = (self.scheme, url.host());
-        let address = format!("{scheme}://{host}/ga4gh/drs/v1/objects/{id}{tail}");
-        let mut request = self.client.get(address);
-        if let Some(token) = &self.token {
-            request = request.header(AUTHORIZATION, token.clone());
+    /// What the service says of an object, or at a path below it.
+    async fn ask<T: DeserializeOwned>(&self, url: &StorageUrl, tail: &str) -> Result<T> {
+        // The token must not go to other paths of the host.
+        let path = url.decoded_path();
+        let mut parts = path.split(|byte| matches!(byte, b'/' | b'\\'));
+        if !path.starts_with(b"/") || parts.any(|part| matches!(part, b"." | b"..")) {
+            return fail(ErrorKind::Invalid, url, "is not the name of an object");
         }
-        send(url, request).await?.json().await.map_err(|e| {
-            let message = "the service's reply is no DRS object";
-            Error::new(ErrorKind::Other, url, message).with_source(e.without_url())
-        })
+        let address = format!("{}{OBJECTS}{}{tail}", url.host(), url.path());
+        let address = self.address(url, &format!("{}://{address}", self.scheme))?;
+        let mut reply = self.service.read(&address, ByteRange::FULL, None).await?;
+        let mut text = Vec::new();
+        while let Some(chunk) = reply.try_next().await? {
+            text.extend_from_slice(&chunk);
+            if text.len() > LONGEST {
+                return fail(ErrorKind::Other, url, "the reply is too long");
+            }
+        }
+        let told = serde_json::from_slice(&text);
+        told.or_else(|_| fail(ErrorKind::Other, url, "the reply is no DRS object"))
     }
 
     async fn object(&self, url: &StorageUrl) -> Result<Object> {
         let object: Object = self.ask(url, "").await?;
         if object.contents.is_some() {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                url,
-                "is a bundle; name its objects",
-            ));
+            return fail(ErrorKind::Invalid, url, "is a bundle; name its objects");
         }
         Ok(object)
     }
 
     /// Where the bytes are. Asked anew for each read: such addresses are signed and expire.
     async fn access(&self, url: &StorageUrl, object: Object) -> Result<AccessUrl> {
-        for method in object.access_methods {
-            if method.r#type != "https" && method.r#type != self.scheme {
-                continue;
-            }
+        let methods = object.access_methods.into_iter();
+        for method in methods.filter(|method| method.r#type == self.scheme) {
             if let Some(access) = method.access_url {
                 return Ok(access);
             }
@@ -147,8 +147,28 @@ impl Drs {
                 return self.ask(url, &format!("/access/{id}")).await;
             }
         }
-        let message = "the service offers no access to this object by https";
-        Err(Error::new(ErrorKind::Unsupported, url, message))
+        fail(ErrorKind::Unsupported, url, "offers no access by https")
+    }
+
+    /// An address that somebody else made up.
+    fn address(&self, url: &StorageUrl, text: &str) -> Result<StorageUrl> {
+        match text.parse::<StorageUrl>() {
+            Ok(address) if address.scheme() == self.scheme => Ok(address),
+            _ => fail(ErrorKind::Denied, url, "leads to where it is not read"),
+        }
+    }
+
+    /// The storage of the bytes, where every request needs these headers.
+    fn with_headers(&self, url: &StorageUrl, headers: &[String]) -> Result<Arc<dyn Storage>> {
+        if headers.is_empty() {
+            return Ok(self.bytes.clone());
+        }
+        let headers = headers.iter().filter_map(|header| header.split_once(':'));
+        let headers = headers.map(|(name, value)| (name.trim().into(), value.trim().into()));
+        let (mut entry, headers) = (self.entry.clone(), headers.collect::<toml::Table>());
+        entry.options.insert("headers".into(), headers.into());
+        let made = HttpFactory.create(&entry);
+        made.or_else(|_| fail(ErrorKind::Other, url, "the service asks for odd headers"))
     }
 }
 
@@ -161,10 +181,20 @@ impl Storage for Drs {
     }
 
     async fn stat(&self, url: &StorageUrl) -> Result<Option<Entry>> {
-        match self.object(url).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            object => Ok(Some(entry(&object?))),
-        }
+        let object = match self.object(url).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            object => object?,
+        };
+        let kind = EntryKind::File(FileInfo {
+            size: Some(object.size),
+            version: version(&object),
+            checksum: object.checksums.iter().find_map(sha256),
+            ..FileInfo::default()
+        });
+        Ok(Some(Entry {
+            path: String::new(),
+            kind,
+        }))
     }
 
     async fn read(
@@ -175,72 +205,19 @@ impl Storage for Drs {
     ) -> Result<ByteStream> {
         let object = self.object(url).await?;
         if wanted.is_some() && wanted != version(&object).as_ref() {
-            return Err(Error::new(
-                ErrorKind::Corrupt,
-                url,
-                "it has changed meanwhile",
-            ));
+            return fail(ErrorKind::Corrupt, url, "it has changed meanwhile");
         }
         let end = range.end.unwrap_or(object.size);
         if end > object.size || range.start > end {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                url,
-                "it ends before this range",
-            ));
+            return fail(ErrorKind::Invalid, url, "it ends before this range");
         }
         if range.start == end {
             return Ok(stream::empty().boxed());
         }
         let access = self.access(url, object).await?;
-        // Else the size would be that of the compressed bytes.
-        let request = self.client.get(&access.url);
-        let mut request = request.header(ACCEPT_ENCODING, "identity");
-        for header in &access.headers {
-            if let Some((name, value)) = header.split_once(':') {
-                request = request.header(name.trim(), value.trim());
-            }
-        }
-        let request = request.header(RANGE, format!("bytes={}-{}", range.start, end - 1));
-        let reply = send(url, request).await?;
-        if reply.status() != StatusCode::PARTIAL_CONTENT && range.start > 0 {
-            let message = "the server of the bytes does not serve ranges";
-            return Err(Error::new(ErrorKind::Unsupported, url, message));
-        }
-        Ok(exactly(url.clone(), end - range.start, reply))
-    }
-}
-
-/// The body, cut to `length` bytes; an earlier end is an error.
-fn exactly(url: StorageUrl, length: u64, reply: Response) -> ByteStream {
-    let body = reply.bytes_stream().boxed();
-    stream::try_unfold((body, length), move |(mut body, left)| {
-        let url = url.clone();
-        async move {
-            if left == 0 {
-                return Ok(None);
-            }
-            let early = || Error::new(ErrorKind::Corrupt, &url, "the body ended early");
-            let chunk = body.next().await.ok_or_else(early)?;
-            let mut chunk = chunk.map_err(|e| unreachable(&url, e))?;
-            chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-            let left = left - chunk.len() as u64;
-            Ok(Some((chunk, (body, left))))
-        }
-    })
-    .boxed()
-}
-
-fn entry(object: &Object) -> Entry {
-    let info = FileInfo {
-        size: Some(object.size),
-        version: version(object),
-        checksum: object.checksums.iter().find_map(sha256),
-        ..FileInfo::default()
-    };
-    Entry {
-        path: String::new(),
-        kind: EntryKind::File(info),
+        let address = self.address(url, &access.url)?;
+        let bytes = self.with_headers(url, &access.headers)?;
+        bytes.read(&address, (range.start..end).into(), None).await
     }
 }
 
@@ -258,22 +235,6 @@ fn sha256(checksum: &ObjectChecksum) -> Option<Checksum> {
     (hex.len() == 64).then_some(Checksum::Sha256(bytes))
 }
 
-async fn send(url: &StorageUrl, request: RequestBuilder) -> Result<Response> {
-    let reply = request.send().await.map_err(|e| unreachable(url, e))?;
-    let kind = match reply.status() {
-        status if status.is_success() => return Ok(reply),
-        StatusCode::NOT_FOUND | StatusCode::GONE => ErrorKind::NotFound,
-        StatusCode::UNAUTHORIZED => ErrorKind::Unauthenticated,
-        StatusCode::FORBIDDEN => ErrorKind::Denied,
-        status if status == 429 || status.is_server_error() => ErrorKind::Unavailable,
-        _ => ErrorKind::Other,
-    };
-    let message = format!("the service answered {}", reply.status());
+fn fail<T>(kind: ErrorKind, url: &StorageUrl, message: &str) -> Result<T> {
     Err(Error::new(kind, url, message))
-}
-
-/// `without_url`: the address of the bytes is signed, and must not be seen in a log.
-fn unreachable(url: &StorageUrl, error: reqwest::Error) -> Error {
-    let message = "the service cannot be reached";
-    Error::new(ErrorKind::Unavailable, url, message).with_source(error.without_url())
 }

@@ -66,13 +66,17 @@ async fn bytes(
         start.parse().expect("a number"),
         end.parse().expect("a number"),
     );
-    (StatusCode::PARTIAL_CONTENT, bytes[start..=end].to_vec()).into_response()
+    let part = format!("bytes {start}-{end}/{}", bytes.len());
+    let part = [(header::CONTENT_RANGE, part)];
+    (
+        StatusCode::PARTIAL_CONTENT,
+        part,
+        bytes[start..=end].to_vec(),
+    )
+        .into_response()
 }
 
 fn main() -> ExitCode {
-    rustls::crypto::ring::default_provider()
-        .install_default()
-        .expect("the only provider");
     storage::main(async || {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -87,8 +91,9 @@ fn main() -> ExitCode {
             .with_state(service);
         tokio::spawn(async { axum::serve(listener, router).await });
 
-        let entry: ConfigEntry =
-            toml::from_str("type = 'drs'\nprefix = 'drs://'\nplain_http = true")?;
+        let entry: ConfigEntry = toml::from_str(
+            "type = 'drs'\nprefix = 'drs://'\nplain_http = true\nallow_private = true",
+        )?;
         let registry = RegistryBuilder::default()
             .with("drs", DrsFactory)
             .build(&[entry])?;

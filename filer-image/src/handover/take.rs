@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, fchmod, flock, renameat_with};
 
-use super::{MAX_RECORD, Record, Step};
+use super::{MAX_RECORD, Record, Step, clip};
 
 /// A step that has begun. Dropping it without [`Turn::record`] says that the step died, and so
 /// does the end of this process.
@@ -44,8 +44,8 @@ impl Turn {
         })
     }
 
-    /// Says how the step ended, and gives the turn on. Tails are shortened if the record would
-    /// be larger than what the others read.
+    /// Says how the step ended, and gives the turn on. Texts and lists are shortened if the record
+    /// would be larger than what the others read; a failure that is definite stays.
     pub fn record(self, mut record: Record) -> io::Result<()> {
         let mut json = serde_json::to_vec(&record)?;
         while json.len() as u64 > MAX_RECORD {
@@ -53,6 +53,14 @@ impl Turn {
                 *text = second_half(text).to_owned();
             }
             record.notes.truncate(record.notes.len() / 2);
+            record.reason = record.reason.as_deref().map(clip);
+            // The definite ones first.
+            record.failures.sort_by_key(|failure| failure.retryable);
+            let half = record.failures.len().div_ceil(2);
+            record.failures.truncate(half);
+            for failure in &mut record.failures {
+                failure.message = clip(&failure.message);
+            }
             json = serde_json::to_vec(&record)?;
         }
         let temporary = self

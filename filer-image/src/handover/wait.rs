@@ -45,7 +45,8 @@ pub enum Signal {
 }
 
 /// Waits until it is the turn of executor `number`: the step before it has ended, and the
-/// executor is to be run.
+/// executor is to be run. The step must have begun ([`Turn::take`](super::Turn::take)): from then
+/// on it is waited for.
 pub async fn await_turn(
     handover: &Path,
     plan: &Plan,
@@ -57,6 +58,13 @@ pub async fn await_turn(
         Some(before) => Step::Executor(before),
         None => Step::Inputs,
     };
+    let stopped = || match stop.reason() {
+        Some(reason) => Err(Signal::Skip(format!("stopped: {reason}"))),
+        None => Ok(()),
+    };
+    // Before the first look: nobody waits for an executor that comes after the stop, and what
+    // there is is delivered meanwhile.
+    stopped()?;
     let mut watch = Watch::new(handover, before);
     loop {
         if terminated.is_cancelled() {
@@ -80,9 +88,7 @@ pub async fn await_turn(
             Seen::Died(why) => return Err(Signal::Skip(format!("{before} died: {why}"))),
         }
         // After the look: what has ended has ended, stop or not.
-        if let Some(reason) = stop.reason() {
-            return Err(Signal::Skip(format!("stopped: {reason}")));
-        }
+        stopped()?;
         tokio::select! {
             () = tokio::time::sleep(POLL) => {}
             () = terminated.cancelled() => {}

@@ -3,6 +3,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use tesk_core::plan::{OutputSource, PlannedOutput};
 use tesk_core::scheduler::compute::Outcome;
 use tesk_core::staging::report;
+use tesk_filer::handover::{Seen, Step};
 
 use super::pod::{Container, Pod, exists, until};
 
@@ -232,6 +233,25 @@ fn the_stop_file_ends_the_waiting_for_an_executor_that_never_starts() {
     );
     assert_eq!(report.executors.len(), 1);
     assert_eq!(pod.stored("out"), "first\n");
+}
+
+#[test]
+fn an_executor_that_comes_after_the_stop_runs_nothing() {
+    let mut pod = Pod::new();
+    pod.shell("true");
+    pod.shell("touch ran");
+    assert!(pod.prepare().status.success());
+    pod.forge(Step::Inputs, "done");
+    pod.forge(Step::Executor(0), "done");
+    // Meanwhile outputs are delivered: nobody waited for it.
+    std::fs::write(pod.at("stop"), "image x cannot be pulled").unwrap();
+    assert_eq!(Container::start(pod.exec(1)).end().code(), 125);
+    assert!(!exists(&pod.at("w/ran")));
+    let Seen::Over(record) = pod.seen(Step::Executor(1)) else {
+        panic!("{:?}", pod.seen(Step::Executor(1)));
+    };
+    let reason = record.reason.as_deref();
+    assert_eq!(reason, Some("stopped: image x cannot be pulled"));
 }
 
 #[test]

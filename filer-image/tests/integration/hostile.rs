@@ -2,7 +2,9 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use tesk_core::scheduler::compute::Outcome;
-use tesk_filer::handover::{MAX_RECORD, Seen, Step, Turn};
+use tesk_core::staging::Failure;
+use tesk_core::time::Timestamp;
+use tesk_filer::handover::{MAX_RECORD, Record, Seen, Step, Turn, Verdict};
 
 use super::pod::{Container, Pod, exists, until};
 
@@ -156,6 +158,29 @@ fn a_record_full_of_text_is_shortened_by_who_reads_it() {
             .iter()
             .all(|n| n.len() < 1100 && !n.contains('\n'))
     );
+}
+
+#[test]
+fn a_record_with_more_failures_than_it_can_hold_is_shortened_and_keeps_a_definite_one() {
+    let pod = Pod::new();
+    let turn = Turn::take(&pod.at("handover"), FIRST).unwrap();
+    let mut record = Record::new(Verdict::Done, Timestamp::now()).because("x".repeat(1 << 23));
+    record.failures = (0..100)
+        .map(|n| Failure {
+            message: format!("{n} {}", "\u{1}".repeat(100_000)),
+            retryable: n != 70,
+        })
+        .collect();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || tell.send(turn.record(record)));
+    let told = told.recv_timeout(std::time::Duration::from_secs(20));
+    told.expect("it ends").unwrap();
+    let Seen::Over(record) = pod.seen(FIRST) else {
+        panic!("{:?}", pod.seen(FIRST));
+    };
+    assert_eq!(record.failures.len(), 50);
+    assert!(record.failures[0].message.starts_with("70 "));
+    assert!(!record.failures[0].retryable);
 }
 
 #[test]

@@ -6,10 +6,11 @@ use super::pod::{Container, Pod, exists, until};
 
 const FIRST: Step = Step::Executor(0);
 
-/// Two executors, the first of which waits for a file.
+/// Two executors, the first of which waits for a file. It ends when its directory is gone as well:
+/// where its supervisor is killed, nothing else ends it.
 fn pod() -> Pod {
     let mut pod = Pod::new();
-    pod.shell("echo begun > out; while [ ! -e go ]; do sleep 0.02; done");
+    pod.shell("echo begun > out; while [ ! -e go ] && [ -e out ]; do sleep 0.02; done");
     pod.shell("echo second >> out");
     pod.output("out", &pod.url("out"));
     pod

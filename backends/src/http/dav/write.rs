@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use tesk_core::storage::{Error, ErrorKind, Result, Source, StorageUrl, Written};
+use tesk_core::storage::{Error, ErrorKind, Result, Source, StorageUrl, Written, cleanup};
 
 use super::super::{client, head, put, reply};
 use super::{Dav, Kind, directory, done, header, parent, plain, temp_name};
@@ -139,8 +139,10 @@ impl Dav {
             let reply = self.send(from, b"MOVE", headers).await?;
             let repeated = reply.extensions().get::<client::Repeated>().is_some();
             match reply.status() {
-                StatusCode::PRECONDITION_FAILED => return Ok(false),
-                // It was there, so the first of the two has moved it.
+                // It was there: if it is no more, the first of the two has moved it.
+                StatusCode::PRECONDITION_FAILED => {
+                    return Ok(repeated && self.kind(from).await?.is_none());
+                }
                 StatusCode::NOT_FOUND if repeated => return Ok(true),
                 StatusCode::BAD_REQUEST | StatusCode::BAD_GATEWAY
                     if destination != target.path() => {}
@@ -162,7 +164,8 @@ impl Dav {
         if self.knows(url) {
             return Ok(());
         }
-        let _alone = self.making.lock().await;
+        let making = self.making(url)?;
+        let _alone = making.lock().await;
         let mut missing = Vec::new();
         let mut at = directory(url);
         while !self.knows(&at) {
@@ -215,19 +218,18 @@ impl Temporary {
     }
 
     async fn remove(mut self) {
-        if let Some(url) = self.url.take() {
-            remove_quietly(&self.dav, &url).await;
+        if let Some(url) = &self.url {
+            remove_quietly(&self.dav, url).await;
         }
+        self.url = None;
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if let Some(url) = self.url.take()
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
+        if let Some(url) = self.url.take() {
             let dav = self.dav.clone();
-            runtime.spawn(async move { remove_quietly(&dav, &url).await });
+            cleanup::spawn(async move { remove_quietly(&dav, &url).await });
         }
     }
 }

@@ -16,6 +16,7 @@ pub(super) const CASES: &[Case] = &[
     case!(a_reading_cut_midway_is_an_error_and_no_short_file: Network, Files),
     case!(a_writing_cut_midway_is_an_error: Network, WRITE),
     case!(a_cut_connection_does_not_spoil_the_next: Network, Files),
+    case!(an_answer_of_noise_is_an_error: Network, Files),
     case!(a_slow_server_is_not_a_failed_one: Network, Files),
     case!(core_resumes_over_a_line_that_keeps_breaking: Network, Files, RANGES),
     case!(core_gets_over_a_server_that_falls_silent: Network, Files),
@@ -100,6 +101,27 @@ async fn a_cut_connection_does_not_spoil_the_next(context: Context) -> anyhow::R
     Ok(())
 }
 
+async fn an_answer_of_noise_is_an_error(context: Context) -> anyhow::Result<()> {
+    context.put("file", &b"here"[..]).await?;
+    let (proxy, far) = context.through_proxy().await?;
+    let (storage, url) = (far.storage(), far.url("file"));
+    proxy.faults([Fault::Garbage; 100]);
+    let found = storage.stat(&url).await;
+    ensure!(found.is_err(), "stat tells {found:?}");
+    let read = far.read(&url, ByteRange::FULL).await;
+    ensure!(read.is_err(), "{read:?} was read");
+    if far.claims().list {
+        let listed = far.list(far.directory()).await;
+        ensure!(listed.is_err(), "{listed:?} was listed");
+    }
+    if far.claims().write {
+        let written = storage.write(&url, &Source::bytes("here")).await;
+        ensure!(written.is_err(), "{written:?} was written");
+    }
+    proxy.faults([]);
+    far.expect(&url, b"here").await
+}
+
 async fn a_slow_server_is_not_a_failed_one(context: Context) -> anyhow::Result<()> {
     let content = content(600_000);
     context.put("file", content.clone()).await?;
@@ -157,11 +179,8 @@ async fn core_gets_over_a_server_that_falls_silent(context: Context) -> anyhow::
 async fn core_writes_over_a_line_that_breaks(context: Context) -> anyhow::Result<()> {
     let content = content(3_000_000);
     let (proxy, far) = context.through_proxy().await?;
-    proxy.faults([
-        Fault::CutUploadAfter(1_000_000),
-        Fault::Refuse,
-        Fault::Refuse,
-    ]);
+    // The one after them is good: what was begun can be removed.
+    proxy.faults([Fault::CutUploadAfter(1_000_000), Fault::Refuse]);
     let (local, engine) = (Local::new()?, far.engine()?);
     engine
         .store_file(&local.write("file", &content)?, &far.url("file"))

@@ -1,10 +1,14 @@
 //! Files: what is written is what is read, whatever its size and name.
 
-use anyhow::{Context as _, ensure};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use futures_util::future::try_join_all;
+use futures_util::{StreamExt as _, stream};
 use tesk_core::storage::{ByteRange, ErrorKind, Source};
+use tokio::sync::Notify;
 
 use super::super::context::{Local, content, refused};
 use super::needs::{ATOMIC_WRITE, Files, WRITE};
@@ -29,6 +33,7 @@ pub(super) const CASES: &[Case] = &[
     case!(a_source_that_fails_fails_the_writing: WRITE),
     case!(a_writing_that_failed_leaves_what_was_there: ATOMIC_WRITE),
     case!(a_writing_that_is_dropped_leaves_what_was_there: ATOMIC_WRITE),
+    case!(two_writings_of_one_name_leave_one_of_them_whole: ATOMIC_WRITE),
     case!(core_brings_a_file_there_and_back: WRITE),
 ];
 
@@ -192,16 +197,17 @@ async fn a_file_of_a_storage_is_written(context: Context) -> anyhow::Result<()> 
 }
 
 /// A source that ends in an error halfway: its file is shorter than it was.
-fn failing_source(local: &Local) -> anyhow::Result<Source> {
-    let path = local.write("shrinking", &content(3_000_000))?;
+async fn failing_source(context: &Context, local: &Local) -> anyhow::Result<Source> {
+    let size = context.size_in_parts().await?;
+    let path = local.write("shrinking", &content(size))?;
     let source = Source::local(&path)?;
-    local.write("shrinking", &content(1_500_000))?;
+    local.write("shrinking", &content(size / 2))?;
     Ok(source)
 }
 
 async fn a_source_that_fails_fails_the_writing(context: Context) -> anyhow::Result<()> {
     let local = Local::new()?;
-    let source = failing_source(&local)?;
+    let source = failing_source(&context, &local).await?;
     let written = context.storage().write(&context.url("file"), &source).await;
     let error = refused(
         written,
@@ -216,7 +222,8 @@ async fn a_writing_that_failed_leaves_what_was_there(context: Context) -> anyhow
     let old = context.put("old", &b"old"[..]).await?;
     let local = Local::new()?;
     for url in [&old, &context.url("new")] {
-        let written = context.storage().write(url, &failing_source(&local)?).await;
+        let source = failing_source(&context, &local).await?;
+        let written = context.storage().write(url, &source).await;
         ensure!(written.is_err(), "writing half a file succeeded");
     }
     context.expect(&old, b"old").await?;
@@ -230,12 +237,12 @@ async fn a_writing_that_is_dropped_leaves_what_was_there(context: Context) -> an
         ByteStream, Capabilities, Entry, Result, Storage, StorageUrl, Version,
     };
 
-    /// A file that never ends.
+    /// A file of which no more than so many bytes ever come.
     #[derive(Debug)]
-    struct Endless;
+    struct Stuck(u64, Arc<Notify>);
 
     #[async_trait::async_trait]
-    impl Storage for Endless {
+    impl Storage for Stuck {
         fn capabilities(&self) -> Capabilities {
             Capabilities::read_only()
         }
@@ -245,23 +252,63 @@ async fn a_writing_that_is_dropped_leaves_what_was_there(context: Context) -> an
         async fn read(
             &self,
             _: &StorageUrl,
-            _: ByteRange,
+            range: ByteRange,
             _: Option<&Version>,
         ) -> Result<ByteStream> {
-            let first = futures_util::stream::iter([Ok(Bytes::from(vec![7; 100_000]))]);
-            Ok(first.chain(futures_util::stream::pending()).boxed())
+            let (come, stuck) = (self.0, self.1.clone());
+            let end = range.end.unwrap_or(u64::MAX);
+            let first = vec![7; end.min(come).saturating_sub(range.start) as usize];
+            let rest = stream::once(async move {
+                if end <= come {
+                    return None;
+                }
+                stuck.notify_one();
+                std::future::pending().await
+            });
+            let first = stream::iter([Ok(Bytes::from(first))]);
+            Ok(first.chain(rest.filter_map(std::future::ready)).boxed())
         }
     }
 
     let url = context.put("file", &b"old"[..]).await?;
-    let nowhere = "none://x".parse()?;
-    let source = Source::storage(std::sync::Arc::new(Endless), nowhere, 200_000, None);
-    let writing = context.storage().write(&url, &source);
-    let ended = tokio::time::timeout(std::time::Duration::from_millis(300), writing).await;
-    ensure!(ended.is_err(), "writing ended before its source");
+    let (size, stuck) = (
+        context.size_in_parts().await? as u64,
+        Arc::<Notify>::default(),
+    );
+    let storage = Arc::new(Stuck(size * 2 / 3, stuck.clone()));
+    let source = Source::storage(storage, "none://x".parse()?, size, None);
+    tokio::select! {
+        ended = context.storage().write(&url, &source) => {
+            bail!("writing ended before its source: {ended:?}");
+        }
+        () = stuck.notified() => {
+            // What was read is on its way.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
     context.expect(&url, b"old").await?;
     context.put("file", &b"new"[..]).await?;
     context.expect(&url, b"new").await
+}
+
+async fn two_writings_of_one_name_leave_one_of_them_whole(context: Context) -> anyhow::Result<()> {
+    let url = context.url("d/file");
+    for round in 0..4 {
+        let contents = [vec![2 * round; 700_000], vec![2 * round + 1; 500_001]];
+        let sources = contents.clone().map(Source::bytes);
+        let (one, other) = tokio::join!(
+            context.write(&url, &sources[0]),
+            context.write(&url, &sources[1]),
+        );
+        // One of them may find the other in its way.
+        let done = [one.is_ok(), other.is_ok()];
+        ensure!(done.contains(&true), "both failed: {one:?}, {other:?}");
+        let read = context.read(&url, ByteRange::FULL).await?;
+        let whole = contents.iter().position(|content| *content == read);
+        let whole = whole.with_context(|| format!("{} bytes are of neither", read.len()))?;
+        ensure!(done[whole], "what is there is of a writing that failed");
+    }
+    Ok(())
 }
 
 async fn core_brings_a_file_there_and_back(context: Context) -> anyhow::Result<()> {

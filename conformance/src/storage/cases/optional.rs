@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
-use tesk_core::storage::{EntryKind, ErrorKind, Source};
+use tesk_core::storage::{EntryKind, ErrorKind, Source, StorageUrl, Upload};
 
 use super::super::Skip;
 use super::super::context::{content, refused};
@@ -113,43 +113,53 @@ async fn a_local_path_is_the_same_file(context: Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn parts_make_a_whole_in_any_order(context: Context) -> anyhow::Result<()> {
-    let (url, storage) = (context.url("file"), context.storage());
-    let probe = storage.begin_upload(&url, 100_000_000).await?;
-    let size = probe.part_size() as usize * 2 + 3;
-    probe.abort().await?;
-    let content = content(size);
-    let source = Source::bytes(content.clone());
-    let upload = storage.begin_upload(&url, size as u64).await?;
-    let parts = (size as u64).div_ceil(upload.part_size());
-    for index in (0..parts).rev() {
-        upload
-            .part(index, &source)
-            .await
-            .with_context(|| format!("part {index}"))?;
+/// An upload of three parts, and the content that it is for.
+async fn upload(context: &Context, url: &StorageUrl) -> anyhow::Result<(Box<dyn Upload>, Vec<u8>)> {
+    let content = content(context.size_in_parts().await?);
+    let upload = context.storage().begin_upload(url, content.len() as u64);
+    let upload = upload.await.context("beginning")?;
+    let parts = (content.len() as u64).div_ceil(upload.part_size());
+    ensure!(parts == 3, "{} bytes are {parts} parts", content.len());
+    Ok((upload, content))
+}
+
+/// Sends parts, in this order.
+async fn send(
+    upload: &dyn Upload,
+    parts: impl IntoIterator<Item = u64>,
+    content: impl Into<Bytes>,
+) -> anyhow::Result<()> {
+    let source = Source::bytes(content);
+    for index in parts {
+        let sent = upload.part(index, &source).await;
+        sent.with_context(|| format!("part {index}"))?;
     }
-    let written = upload.complete().await?;
-    ensure!(
-        written.size == size as u64,
-        "it counted {} bytes",
-        written.size
-    );
+    Ok(())
+}
+
+async fn parts_make_a_whole_in_any_order(context: Context) -> anyhow::Result<()> {
+    let url = context.url("file");
+    let (upload, content) = upload(&context, &url).await?;
+    send(&*upload, [2, 1, 0], content.clone()).await?;
+    let (written, size) = (upload.complete().await?.size, content.len());
+    ensure!(written == size as u64, "it counted {written} bytes");
     context.expect(&url, &content).await
 }
 
 async fn a_part_is_sent_again(context: Context) -> anyhow::Result<()> {
     let url = context.url("file");
-    let upload = context.storage().begin_upload(&url, 5).await?;
-    upload.part(0, &Source::bytes("wrong")).await?;
-    upload.part(0, &Source::bytes("right")).await?;
+    let (upload, content) = upload(&context, &url).await?;
+    let wrong = vec![b'x'; content.len()];
+    send(&*upload, [1], wrong).await?;
+    send(&*upload, [0, 1, 2], content.clone()).await?;
     upload.complete().await?;
-    context.expect(&url, b"right").await
+    context.expect(&url, &content).await
 }
 
 async fn an_upload_is_not_seen_before_it_is_complete(context: Context) -> anyhow::Result<()> {
     let url = context.url("file");
-    let upload = context.storage().begin_upload(&url, 5).await?;
-    upload.part(0, &Source::bytes("12345")).await?;
+    let (upload, content) = upload(&context, &url).await?;
+    send(&*upload, [0, 1, 2], content).await?;
     ensure!(context.stat(&url).await?.is_none());
     drop(upload);
     ensure!(context.stat(&url).await?.is_none());
@@ -158,8 +168,8 @@ async fn an_upload_is_not_seen_before_it_is_complete(context: Context) -> anyhow
 
 async fn an_aborted_upload_leaves_nothing(context: Context) -> anyhow::Result<()> {
     let url = context.url("file");
-    let upload = context.storage().begin_upload(&url, 5).await?;
-    upload.part(0, &Source::bytes("12345")).await?;
+    let (upload, content) = upload(&context, &url).await?;
+    send(&*upload, [0, 1], content).await?;
     upload.abort().await?;
     ensure!(context.stat(&url).await?.is_none());
     Ok(())

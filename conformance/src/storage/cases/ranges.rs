@@ -6,13 +6,14 @@ use tesk_core::storage::{ByteRange, ErrorKind};
 
 use super::super::Skip;
 use super::super::context::{content, read_all, refused};
-use super::needs::{Files, RANGES, WRITE};
+use super::needs::{Files, NO_RANGES, RANGES, WRITE};
 use super::{Case, Context, case};
 
 pub(super) const CASES: &[Case] = &[
     case!(a_range_is_exactly_its_bytes: RANGES, Files),
     case!(a_range_from_the_end_on_is_empty: RANGES, Files),
     case!(a_range_beyond_the_end_is_an_error: RANGES, Files),
+    case!(a_range_is_exactly_its_bytes_or_refused_if_not_claimed: NO_RANGES, Files),
     case!(the_present_version_is_read: Files),
     case!(another_version_is_corrupt: Files),
     case!(writing_changes_the_version: WRITE),
@@ -62,6 +63,23 @@ async fn a_range_beyond_the_end_is_an_error(context: Context) -> anyhow::Result<
     for range in [3..6, 5..6, 7..9] {
         let read = context.read(&url, range.clone()).await;
         ensure!(read.is_err(), "{range:?} of 5 bytes: {read:?}");
+    }
+    Ok(())
+}
+
+async fn a_range_is_exactly_its_bytes_or_refused_if_not_claimed(
+    context: Context,
+) -> anyhow::Result<()> {
+    let url = context.put("file", &b"12345"[..]).await?;
+    for (range, expected) in [
+        (ByteRange::from(2), &b"345"[..]),
+        ((0..3).into(), b"123"),
+        ((1..4).into(), b"234"),
+    ] {
+        match context.read(&url, range).await {
+            Ok(read) => ensure!(read == expected, "{range:?}: {read:?}"),
+            read => drop(refused(read, "reading a part", &[ErrorKind::Unsupported])?),
+        }
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use kube::api::ObjectMeta;
 
 use crate::kubernetes::cluster::{ATTEMPT, Part, TASK};
 use crate::kubernetes::follow::Follower;
-use crate::kubernetes::pod::{self, PLAN_PARTS, STOP};
+use crate::kubernetes::pod::{self, CONFIG_VOLUME, PLAN_PARTS, STOP};
 use crate::scheduler::compute::AttemptId;
 use crate::scheduler::hints::Hints;
 
@@ -19,9 +19,14 @@ const COMPLETE: Duration = Duration::from_mins(1);
 /// How long it is remembered that a pod was there: longer than the scheduler takes to look.
 const REMEMBER: Duration = Duration::from_mins(10);
 
+/// What is noted of a pod that mounts another server's configuration of the filer: its name.
+const OTHER_CONFIG: &str = "tesk.elixir-cloud.org/filer-config";
+
 /// The status of every pod.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
+    /// The filer's configuration that new pods mount.
+    filer_config: String,
     known: RwLock<HashMap<AttemptId, Arc<Pod>>>,
     /// Attempts whose pods were there.
     past: Mutex<Past>,
@@ -54,6 +59,13 @@ impl Past {
 }
 
 impl Pods {
+    pub(super) fn new(filer_config: &str) -> Self {
+        Self {
+            filer_config: filer_config.to_owned(),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn get(&self, attempt: &AttemptId) -> Option<Arc<Pod>> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known.get(attempt).cloned()
@@ -77,7 +89,7 @@ impl Pods {
         }
         known
             .entry(attempt.clone())
-            .or_insert_with(|| Arc::new(pod));
+            .or_insert_with(|| Arc::new(self.essence(pod)));
     }
 
     /// Notes that a pod is gone.
@@ -114,6 +126,67 @@ impl Pods {
         Some(known.keys().cloned().collect())
     }
 
+    /// The other configurations of the filer that pods mount.
+    pub(super) fn other_configs(&self) -> HashSet<String> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let annotations = known
+            .values()
+            .filter_map(|p| p.metadata.annotations.as_ref());
+        annotations
+            .filter_map(|all| all.get(OTHER_CONFIG).cloned())
+            .collect()
+    }
+
+    /// What is worth being remembered of a pod: thousands of them are.
+    pub(super) fn essence(&self, pod: Pod) -> Pod {
+        let metadata = pod.metadata;
+        let mut annotations = metadata.annotations;
+        if let Some(annotations) = &mut annotations {
+            annotations.retain(|key, _| [STOP, PLAN_PARTS].contains(&key.as_str()));
+        }
+        let volumes = pod.spec.and_then(|spec| spec.volumes).unwrap_or_default();
+        let config = volumes
+            .into_iter()
+            .find(|volume| volume.name == CONFIG_VOLUME);
+        let config = config.and_then(|volume| volume.config_map);
+        if let Some(config) = config.filter(|config| config.name != self.filer_config) {
+            let annotations = annotations.get_or_insert_default();
+            annotations.insert(OTHER_CONFIG.to_owned(), config.name);
+        }
+        let container = |status: ContainerStatus| ContainerStatus {
+            name: status.name,
+            started: status.started,
+            state: status.state,
+            ..ContainerStatus::default()
+        };
+        let containers = |statuses: Option<Vec<ContainerStatus>>| {
+            let statuses = statuses?.into_iter().map(container);
+            Some(statuses.collect::<Vec<_>>())
+        };
+        let status = pod.status.map(|status| PodStatus {
+            conditions: status.conditions,
+            container_statuses: containers(status.container_statuses),
+            init_container_statuses: containers(status.init_container_statuses),
+            message: status.message,
+            phase: status.phase,
+            reason: status.reason,
+            start_time: status.start_time,
+            ..PodStatus::default()
+        });
+        Pod {
+            metadata: ObjectMeta {
+                annotations,
+                creation_timestamp: metadata.creation_timestamp,
+                deletion_grace_period_seconds: metadata.deletion_grace_period_seconds,
+                deletion_timestamp: metadata.deletion_timestamp,
+                uid: metadata.uid,
+                ..ObjectMeta::default()
+            },
+            spec: None,
+            status,
+        }
+    }
+
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<AttemptId, Arc<Pod>>> {
         self.known.write().unwrap_or_else(PoisonError::into_inner)
     }
@@ -132,7 +205,7 @@ impl Follower for Pods {
     }
 
     fn take(&self, attempt: AttemptId, pod: Pod) {
-        let pod = Arc::new(essence(pod));
+        let pod = Arc::new(self.essence(pod));
         self.write().insert(attempt.clone(), pod);
         self.hints.send(&attempt);
     }
@@ -175,47 +248,6 @@ pub(super) fn attempt_of_pod(metadata: &ObjectMeta) -> Option<AttemptId> {
     (metadata.name.as_deref() == Some(&pod::name(&attempt))).then_some(attempt)
 }
 
-/// What is worth being remembered of a pod: thousands of them are.
-pub(super) fn essence(pod: Pod) -> Pod {
-    let metadata = pod.metadata;
-    let annotations = metadata.annotations.map(|mut annotations| {
-        annotations.retain(|key, _| [STOP, PLAN_PARTS].contains(&key.as_str()));
-        annotations
-    });
-    let container = |status: ContainerStatus| ContainerStatus {
-        name: status.name,
-        started: status.started,
-        state: status.state,
-        ..ContainerStatus::default()
-    };
-    let containers = |statuses: Option<Vec<ContainerStatus>>| {
-        let statuses = statuses?.into_iter().map(container);
-        Some(statuses.collect::<Vec<_>>())
-    };
-    let status = pod.status.map(|status| PodStatus {
-        conditions: status.conditions,
-        container_statuses: containers(status.container_statuses),
-        init_container_statuses: containers(status.init_container_statuses),
-        message: status.message,
-        phase: status.phase,
-        reason: status.reason,
-        start_time: status.start_time,
-        ..PodStatus::default()
-    });
-    Pod {
-        metadata: ObjectMeta {
-            annotations,
-            creation_timestamp: metadata.creation_timestamp,
-            deletion_grace_period_seconds: metadata.deletion_grace_period_seconds,
-            deletion_timestamp: metadata.deletion_timestamp,
-            uid: metadata.uid,
-            ..ObjectMeta::default()
-        },
-        spec: None,
-        status,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -240,7 +272,7 @@ mod tests {
                 "volumeMounts": [{"name": noise, "mountPath": noise}],
             }]},
         }));
-        let kept = essence(pod.unwrap());
+        let kept = Pods::default().essence(pod.unwrap());
         let json = serde_json::to_value(&kept).unwrap();
         assert_eq!(json["metadata"]["uid"], "u");
         assert_eq!(json["metadata"]["annotations"], json!({STOP: "reason"}));

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::ObjectMeta;
 
 use super::parameters::Asked;
-use super::{FILER_CONFIG, PLAN, STOP, Surroundings, executor};
+use super::{CONFIG_VOLUME, FILER_CONFIG, PLAN, STOP, Surroundings, executor};
 use crate::kubernetes::cluster::{self, ATTEMPT, TASK};
 use crate::kubernetes::{Audience, ExtraMount, secret_name};
 use crate::plan::{Plan, packed, paths};
@@ -237,7 +237,7 @@ impl Volumes {
             mount("bin", BIN),
             mount("handover", HANDOVER),
             read_only("control", CONTROL),
-            read_only("config", CONFIG),
+            read_only(CONFIG_VOLUME, CONFIG),
             read_only("plan", PLAN_DIRECTORY),
         ];
         if self.secrets {
@@ -413,7 +413,7 @@ fn control() -> Volume {
 
 fn config(name: &str) -> Volume {
     Volume {
-        name: "config".into(),
+        name: CONFIG_VOLUME.into(),
         config_map: Some(ConfigMapVolumeSource {
             name: name.to_owned(),
             ..ConfigMapVolumeSource::default()

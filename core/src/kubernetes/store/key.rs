@@ -14,10 +14,8 @@ use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::core::{ObjectMeta, PartialObjectMeta};
 use serde::{Deserialize, Serialize};
 
-use super::super::cluster::digest;
-use super::super::cluster::{Part, TASK};
+use super::super::cluster::{Part, TASK, age, digest};
 use super::object::KeyRef;
-use super::sweep::age;
 use super::{Created, Shared, StoreError, corrupt, failed};
 use crate::scheduler::store::IdempotencyKey;
 use crate::scheduler::{Owner, TaskId};

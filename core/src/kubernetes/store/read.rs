@@ -21,7 +21,7 @@ const PAGE_BYTES: usize = 32 << 20;
 /// Records that are read at once for one page.
 const PARALLEL: usize = 16;
 /// Tasks that are looked at before other work has a turn.
-const SCAN: usize = 2048;
+const SCAN: usize = 16_384;
 /// Heads that are better read by a list than one by one.
 const MANY: usize = 100;
 /// Whole heads on a page of a list: each has at most two texts of 8 KiB.

@@ -1,7 +1,7 @@
 //! Retention, and what crashes left: objects that no head speaks of.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -9,7 +9,7 @@ use kube::Api;
 use kube::api::{DeleteParams, ListParams, Preconditions};
 use kube::core::{ObjectMeta, PartialObjectMeta};
 
-use super::super::cluster::{ApiError, Part};
+use super::super::cluster::{ApiError, Part, age};
 use super::object::{Entry, KeyRef, TextRef, head_name, task_of};
 use super::text::{Kind, discard, part_names};
 use super::{Shared, StoreError, failed, key};
@@ -179,12 +179,4 @@ impl Shared {
             }
         }
     }
-}
-
-/// How long an object has been there, by the API server's clock and this machine's.
-pub(super) fn age(metadata: &ObjectMeta) -> Duration {
-    let created = metadata.creation_timestamp.as_ref();
-    created.map_or(Duration::ZERO, |time| {
-        Timestamp::now().since(Timestamp::from_millis(time.0.as_millisecond()))
-    })
 }

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::local::runtime::Runtime;
 use crate::plan::Plan;
 use crate::scheduler::compute::{AttemptId, Progress, Report};
+use crate::staging::report;
 use crate::tes::ExecutorLog;
 use crate::time::Timestamp;
 
@@ -45,6 +46,8 @@ pub(in crate::local) struct Order {
     pub(in crate::local) tail: usize,
     /// What executors must not see.
     pub(in crate::local) data: PathBuf,
+    /// Whose attempt it is, for those who share a container engine.
+    pub(in crate::local) server: String,
 }
 
 /// How far an attempt is.
@@ -140,13 +143,36 @@ impl Directory {
         }
     }
 
+    /// What can be seen of the attempt; `None` if there is none.
+    pub(super) fn look(&self) -> io::Result<Option<Seen>> {
+        if !self.exists()? {
+            return Ok(None);
+        }
+        // The lock first: what an attempt writes is final once it is free.
+        let runs = self.is_locked()?;
+        let status = match self.status() {
+            Err(error) if runs => return Err(error),
+            // What a power cut has left of it keeps nobody from ending the attempt.
+            status => status.unwrap_or_default(),
+        };
+        let end = (!runs).then(|| match self.report() {
+            Ok(Some(report)) => Ok(report),
+            Err(error) => Err(format!("its report cannot be read: {error}")),
+            Ok(None) => Err(match self.last_words() {
+                Some(words) => format!("its process ended without a report: {words}"),
+                None => "its process ended without a report".to_owned(),
+            }),
+        });
+        Ok(Some(Seen { status, end }))
+    }
+
     /// A file for the messages of the attempt's process.
     pub(super) fn open_log(&self) -> io::Result<File> {
         append(&self.0.join("log"))
     }
 
     /// The last line of those messages.
-    pub(super) fn last_words(&self) -> Option<String> {
+    fn last_words(&self) -> Option<String> {
         const ENOUGH: usize = 1000;
         let log = fs::read(self.0.join("log")).ok()?;
         let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(ENOUGH)..]).into_owned();
@@ -167,12 +193,13 @@ impl Directory {
         self.put("status.json", &serde_json::to_vec(status)?, false)
     }
 
-    pub(super) fn report(&self) -> io::Result<Option<Report>> {
+    fn report(&self) -> io::Result<Option<Report>> {
         self.read("report.json")
     }
 
+    /// A report that is too large for a record is cut, and says so.
     pub(in crate::local) fn set_report(&self, report: &Report) -> io::Result<()> {
-        self.put("report.json", &serde_json::to_vec(report)?, true)
+        self.put("report.json", &report::to_json(report)?, true)
     }
 
     /// The grace of a cancel, and how long ago it was asked for.
@@ -213,6 +240,14 @@ impl Directory {
     }
 }
 
+/// What the files of an attempt say.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) status: Option<Status>,
+    /// Once nothing of it runs: its report, or why there is none.
+    pub(super) end: Option<Result<Report, String>>,
+}
+
 /// An attempt that nobody else will start.
 #[derive(Debug)]
 pub(super) struct Claim {
@@ -245,4 +280,54 @@ pub(in crate::local) fn started_ticks(pid: u32) -> Option<u64> {
     // The name, in parentheses, may hold anything; what follows may not.
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheduler::compute::Outcome;
+    use crate::tes::OutputFileLog;
+
+    #[test]
+    fn an_attempt_that_left_half_a_status_has_ended_all_the_same() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = Directory::at(place.path());
+        let lock = create(&directory.lock_path()).unwrap();
+        fs::write(place.path().join("status.json"), "").unwrap();
+        lock.lock_shared().unwrap();
+        directory.look().unwrap_err();
+        drop(lock);
+        let seen = directory.look().unwrap().unwrap();
+        assert!(seen.status.is_none());
+        assert!(seen.end.unwrap().unwrap_err().contains("without a report"));
+    }
+
+    #[test]
+    fn a_report_of_very_many_files_leaves_the_attempt_cut() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = Directory::at(place.path());
+        create(&directory.lock_path()).unwrap();
+        let file = OutputFileLog {
+            url: "s3://bucket/".to_owned() + &"x".repeat(900),
+            path: "/out".to_owned(),
+            size_bytes: 1,
+        };
+        let report = Report {
+            outcome: Outcome::Complete,
+            executors: Vec::new(),
+            outputs: vec![file; 40_000],
+            notes: Vec::new(),
+            started: Timestamp::now(),
+            ended: Timestamp::now(),
+        };
+        directory.set_report(&report).unwrap();
+        let size = fs::metadata(place.path().join("report.json"))
+            .unwrap()
+            .len();
+        assert!(size <= 32 << 20, "{size}");
+        let seen = directory.look().unwrap().unwrap();
+        let report = seen.end.unwrap().unwrap();
+        assert_eq!(report.outputs.len(), 20_000);
+        assert!(report.notes[0].contains("more delivered files"));
+    }
 }

@@ -4,13 +4,17 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufRead as _};
 use std::os::fd::AsRawFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::io::Errno;
+use rustix::process::{
+    DumpableBehavior, Pid, Signal, WaitOptions, getpid, kill_process_group, set_dumpable_behavior,
+    wait,
+};
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, capabilities, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_capabilities_secure_bits,
@@ -19,8 +23,8 @@ use rustix::thread::{
 use tokio_util::sync::CancellationToken;
 
 use super::parked::Parked;
-use super::{Answer, Request, answer, forbidden, read_request, view};
-use crate::local::attempt::ExecutorEnd;
+use super::{Answer, Request, answer, read_request, unmade, view};
+use crate::local::attempt::{ExecutorEnd, NotStarted};
 use crate::local::compute::directory::append;
 use crate::local::inherited;
 use crate::plan::PlannedExecutor;
@@ -38,32 +42,32 @@ const PASSED_ON: [&str; 8] = [
 
 pub(super) fn main() -> ExitCode {
     let result = inherited::keep_from_children()
-        .map_err(|error| format!("cannot close what was inherited: {error}"))
-        .and_then(|()| read_request().map_err(|error| format!("cannot read the request: {error}")))
+        .map_err(|error| NotStarted::now("cannot close what was inherited", error))
+        .and_then(|()| {
+            read_request().map_err(|error| NotStarted::now("cannot read the request", error))
+        })
         .and_then(|request| run(&request));
     match result {
         Ok(Some(done)) => answer(&done),
         // Nobody is left to tell.
         Ok(None) => ExitCode::FAILURE,
-        Err(reason) => answer(&Answer::Failed(reason)),
+        Err(error) => answer(&Answer::Failed(error)),
     }
 }
 
-fn run(request: &Request) -> Result<Option<Answer>, String> {
-    let lock = File::open(&request.lock).map_err(|error| format!("cannot lock: {error}"))?;
-    lock.lock_shared()
-        .map_err(|error| format!("cannot lock: {error}"))?;
+fn run(request: &Request) -> Result<Option<Answer>, NotStarted> {
+    let _lock = lock(&request.lock).map_err(|error| NotStarted::now("cannot lock", error))?;
     // Only if the attempt lives now, with our lock held, has it never been taken for dead.
     if attempt_is_gone() {
         return Ok(None);
     }
     let scratch = Root::open(&request.scratch, Symlinks::InRoot)
         .and_then(|scratch| Parked::new(scratch.as_fd()))
-        .map_err(|error| format!("cannot use scratch: {error}"))?;
+        .map_err(|error| NotStarted::now("cannot use scratch", error))?;
     // A full disk is no reason not to run.
     let output = append(&request.output).ok();
-    view::build(request).map_err(|error| forbidden(&error))?;
-    drop_privileges().map_err(|error| forbidden(&error))?;
+    view::build(request).map_err(|error| unmade(&error))?;
+    drop_privileges().map_err(|error| unmade(&error.into()))?;
     let Some(executor) = &request.executor else {
         return Ok(Some(Answer::Ended(ExecutorEnd::default())));
     };
@@ -86,16 +90,22 @@ fn run(request: &Request) -> Result<Option<Answer>, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| format!("cannot start: {error}"))?;
+        .map_err(|error| NotStarted::now("cannot start", error))?;
     let supervised = supervise(request, executor, output, &stop, &grace);
     let mut end = runtime.block_on(supervised);
-
+    // Nothing writes any more to what is collected here and, once the lock is free, elsewhere.
+    end_all();
     end.collected(
         collect(request, scratch)
             .unwrap_or_else(|error| staging::Collected::nothing(&request.plan, &error)),
     );
-    drop(lock);
     Ok(Some(Answer::Ended(end)))
+}
+
+fn lock(path: &Path) -> io::Result<File> {
+    let lock = File::open(path)?;
+    lock.lock_shared()?;
+    Ok(lock)
 }
 
 /// Copies outputs that lie beside the mounts into scratch.
@@ -137,7 +147,7 @@ async fn supervise(
         ..Command::default()
     };
     // The grace is not known before the cancel: so the polite end is asked for here, and the
-    // forced one is the end of this process, which ends all others of its name space.
+    // forced one is below.
     let run = process::run(command, stop.clone(), FOR_EVER);
     tokio::pin!(run);
     let forced = async {
@@ -145,37 +155,41 @@ async fn supervise(
         let grace = *grace.lock().unwrap_or_else(PoisonError::into_inner);
         tokio::time::sleep(grace).await;
     };
-    let started = crate::time::Timestamp::now();
-    tokio::select! {
-        ended = &mut run => {
-            let log = ExecutorLog {
-                start_time: Some(ended.started),
-                end_time: Some(ended.ended),
-                stdout: Some(ended.stdout),
-                stderr: Some(ended.stderr),
-                exit_code: ended.exit_code,
-            };
-            ExecutorEnd {
-                log,
-                notes: ended.note.into_iter().collect(),
-                unwritten: ended.unwritten.as_ref().map(staging::Failure::of_stream),
-                ..ExecutorEnd::default()
-            }
-        }
+    let (ended, killed) = tokio::select! {
+        ended = &mut run => (ended, None),
         () = forced => {
-            let log = ExecutorLog {
-                start_time: Some(started),
-                end_time: Some(crate::time::Timestamp::now()),
-                exit_code: 128 + rustix::process::Signal::KILL.as_raw(),
-                ..ExecutorLog::default()
-            };
-            ExecutorEnd {
-                log,
-                notes: vec!["killed: it did not end within its grace time".to_owned()],
-                ..ExecutorEnd::default()
-            }
+            kill_all();
+            let note = "killed: it did not end within its grace time";
+            (run.await, Some(note.to_owned()))
         }
+    };
+    ExecutorEnd {
+        log: ExecutorLog {
+            start_time: Some(ended.started),
+            end_time: Some(ended.ended),
+            stdout: Some(ended.stdout),
+            stderr: Some(ended.stderr),
+            exit_code: ended.exit_code,
+        },
+        notes: ended.note.into_iter().chain(killed).collect(),
+        unwritten: ended.unwritten.as_ref().map(staging::Failure::of_stream),
+        ..ExecutorEnd::default()
     }
+}
+
+/// Kills every other process of this name space.
+fn kill_all() {
+    // Outside of one it would be every process of this machine.
+    if getpid().is_init() {
+        let _ = kill_process_group(Pid::INIT, Signal::KILL);
+    }
+}
+
+/// Ends what the command has left, and waits until it is gone.
+fn end_all() {
+    kill_all();
+    // Whatever its parent was, it is ours now.
+    while matches!(wait(WaitOptions::empty()), Ok(Some(_)) | Err(Errno::INTR)) {}
 }
 
 /// Whether the other end of standard input is closed.

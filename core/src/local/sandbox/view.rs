@@ -124,22 +124,21 @@ fn fill(
     private: &[PathBuf],
     leave_out: &[&str],
 ) -> io::Result<()> {
+    use io::ErrorKind::{AlreadyExists, NotFound};
     let is_private = |path: &Path| private.iter().any(|place| path.starts_with(place));
     // What cannot be listed, the command could not see either.
     let entries = from.into_iter().flat_map(fs::read_dir).flatten();
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let (source, target) = (entry.path(), into.join(&name));
+        let target = into.join(&name);
         let own = leave_out.iter().any(|own| name == **own);
-        if own || node.children.contains_key(&name) || is_private(&source) {
+        if own || node.children.contains_key(&name) || is_private(&entry.path()) {
             continue;
         }
-        let kind = entry.file_type()?;
-        if kind.is_symlink() {
-            symlink(fs::read_link(&source)?, &target)?;
-        } else if bind(&source, &target, kind.is_dir()).is_err() {
-            // A file system that will not be bound, as automounts do: the view has an empty
-            // place there.
+        match show(&entry, &target) {
+            // It came or went meanwhile.
+            Err(error) if matches!(error.kind(), NotFound | AlreadyExists) => {}
+            shown => shown?,
         }
     }
     for (name, child) in &node.children {
@@ -158,6 +157,17 @@ fn fill(
         // Writable for us, whatever it is outside.
         fs::set_permissions(&target, fs::Permissions::from_mode(mode | 0o700))?;
     }
+    Ok(())
+}
+
+/// Shows an entry of a directory of this machine at `target`.
+fn show(entry: &fs::DirEntry, target: &Path) -> io::Result<()> {
+    let (source, kind) = (entry.path(), entry.file_type()?);
+    if kind.is_symlink() {
+        return symlink(fs::read_link(source)?, target);
+    }
+    // A file system that will not be bound, as automounts do: the view has an empty place there.
+    let _ = bind(&source, target, kind.is_dir());
     Ok(())
 }
 
@@ -443,6 +453,35 @@ mod tests {
         assert!(is_of_plan(&tree, Path::new("data/a/b")));
         assert!(!is_of_plan(&tree, Path::new("data")));
         assert!(!is_of_plan(&tree, Path::new("data/b")));
+    }
+
+    #[test]
+    fn what_goes_while_a_view_is_filled_is_left_out() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let place = tempfile::tempdir().unwrap();
+        let from = place.path().join("from");
+        fs::create_dir(&from).unwrap();
+        let links: Vec<_> = (0..20).map(|n| from.join(n.to_string())).collect();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    for link in &links {
+                        symlink("target", link).unwrap();
+                    }
+                    for link in &links {
+                        fs::remove_file(link).unwrap();
+                    }
+                }
+            });
+            let filled = (0..300).try_for_each(|n| {
+                let into = place.path().join(format!("into-{n}"));
+                fs::create_dir(&into)?;
+                fill(Some(&from), &into, &Node::default(), &[], &[])
+            });
+            done.store(true, Ordering::Relaxed);
+            filled.unwrap();
+        });
     }
 
     #[test]

@@ -18,6 +18,7 @@ const PART: u64 = 16;
 #[derive(Debug)]
 pub(super) struct Reserve {
     directory: PathBuf,
+    /// Zero on a file system that does not tell how large it is: there is no reserve then.
     size: u64,
     held: bool,
 }
@@ -26,18 +27,23 @@ impl Reserve {
     /// The one in `directory`; held unless there is no room.
     pub(super) fn open(directory: &Path) -> io::Result<Self> {
         let disk = statvfs(directory)?;
+        Ok(Self::of(directory, disk.f_blocks * disk.f_frsize))
+    }
+
+    /// The one on a file system of this many bytes.
+    fn of(directory: &Path, all: u64) -> Self {
         let mut reserve = Self {
             directory: directory.to_owned(),
-            size: MOST.min(disk.f_blocks * disk.f_frsize / PART),
+            size: MOST.min(all / PART),
             held: false,
         };
-        reserve.held = reserve.allocate().is_ok();
-        Ok(reserve)
+        reserve.held = reserve.size > 0 && reserve.allocate().is_ok();
+        reserve
     }
 
     /// Whether there is no room but the one that was given up.
     pub(super) fn is_spent(&self) -> bool {
-        !self.held
+        !self.held && self.size > 0
     }
 
     /// Gives the space up. False if that was done before.
@@ -104,5 +110,13 @@ mod tests {
         assert!(reserve.is_spent() && size().is_err());
         reserve.restore();
         assert!(!reserve.is_spent() && size().unwrap() == reserve.size);
+    }
+
+    #[test]
+    fn where_the_size_of_the_disk_is_not_known_there_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut reserve = Reserve::of(directory.path(), 0);
+        assert!(!reserve.is_spent() && !reserve.give_up());
+        assert!(!reserve.is_spent() && !directory.path().join("reserve").exists());
     }
 }

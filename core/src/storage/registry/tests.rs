@@ -140,6 +140,52 @@ fn credentials_of_a_prefix_are_not_reached_by_climbing() {
 }
 
 #[test]
+fn no_spelling_of_a_path_evades_the_prefix_that_serves_it() {
+    let prefixes = [
+        "ftp://h/",
+        "ftp://h/reference",
+        "http://",
+        "http://h/re%66/x",
+    ];
+    let registry = serving(&prefixes);
+    for (url, prefix) in [
+        ("ftp://h/%72eference/x", "ftp://h/reference"),
+        ("ftp://h//reference/x", "ftp://h/reference"),
+        ("ftp://h/./%2e/reference", "ftp://h/reference"),
+        ("ftp://h/reference%3Fx", "ftp://h/"),
+        ("ftp://h/a%2Fb\\c", "ftp://h/"),
+        ("ftp://h/reference/a%2Fb", "ftp://h/reference"),
+        ("http://h/ref/%78//y", "http://h/re%66/x"),
+        ("http://h/ref?/x", "http://"),
+    ] {
+        assert_eq!(routed(&registry, url).as_deref(), Ok(prefix), "{url}");
+    }
+    // A server decides whether these are slashes, and resolves `..`.
+    for url in [
+        "ftp://h/reference%2Fx",
+        "ftp://h/%2Freference/x",
+        "http://h/ref\\x",
+        "http://h/ref%5Cx/y",
+        "http://h/a/../ref/x",
+        "ftp://h/a/%2e%2e/reference/x",
+    ] {
+        assert_eq!(routed(&registry, url), Err(ErrorKind::Denied), "{url}");
+    }
+    assert!(routed(&registry, "http://other/a/../b").is_ok());
+    let registry = serving(&["s3://b/", "s3://b/x"]);
+    for (url, prefix) in [
+        ("s3://b//x", "s3://b/"),
+        ("s3://b/%78", "s3://b/"),
+        ("s3://b/x?", "s3://b/"),
+    ] {
+        assert_eq!(routed(&registry, url).as_deref(), Ok(prefix), "{url}");
+    }
+    let registry = serving(&["https://h/", "https://h/projects/a%2Fb"]);
+    let routed = routed(&registry, "https://h/projects/a%2fb/x");
+    assert_eq!(routed.as_deref(), Ok("https://h/projects/a%2Fb"));
+}
+
+#[test]
 fn all_errors_of_a_configuration_come_together() {
     let error = build(
         r#"

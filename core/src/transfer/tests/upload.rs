@@ -247,3 +247,113 @@ async fn as_many_parts_are_sent_at_once_as_fit_into_memory() {
         assert_eq!(done, 0, "what is only looked at does not count");
     }
 }
+
+/// A storage that takes a file at the end of its upload, as small ones are, and slowly.
+#[derive(Debug, Default)]
+struct AtTheEnd {
+    running: Arc<Mutex<(usize, usize)>>,
+    source: Mutex<Option<Source>>,
+}
+
+#[async_trait]
+impl Storage for AtTheEnd {
+    fn capabilities(&self) -> Capabilities {
+        Parts::default().capabilities()
+    }
+    async fn stat(&self, _: &StorageUrl) -> Result<Option<Entry>> {
+        Ok(None)
+    }
+    async fn read(
+        &self,
+        url: &StorageUrl,
+        _: ByteRange,
+        _: Option<&Version>,
+    ) -> Result<ByteStream> {
+        Err(Error::unsupported(url, "reading"))
+    }
+    async fn begin_upload(&self, _: &StorageUrl, _: u64) -> Result<Box<dyn Upload>> {
+        Ok(Box::new(Self {
+            running: self.running.clone(),
+            source: Mutex::default(),
+        }))
+    }
+}
+
+#[async_trait]
+impl Upload for AtTheEnd {
+    fn part_size(&self) -> u64 {
+        5 << 20
+    }
+    async fn part(&self, _: u64, source: &Source) -> Result<()> {
+        *self.source.lock().unwrap() = Some(source.clone());
+        Ok(())
+    }
+    async fn complete(&self) -> Result<Written> {
+        {
+            let mut running = self.running.lock().unwrap();
+            running.0 += 1;
+            running.1 = running.1.max(running.0);
+        }
+        let source = self.source.lock().unwrap().clone().unwrap();
+        for at in 0..3 {
+            let mut bytes = source.read((at..at + 1).into()).await?;
+            bytes.next().await.unwrap()?;
+            // Longer than the commit timeout all in all, but not silent.
+            tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+        }
+        self.running.lock().unwrap().0 -= 1;
+        Ok(Written {
+            size: 3,
+            ..Written::default()
+        })
+    }
+    async fn abort(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_moves_at_the_end_of_an_upload_is_limited_and_watched_too() {
+    let storage = Arc::new(AtTheEnd::default());
+    let dynamic: Arc<dyn Storage> = storage.clone();
+    let registry = Registry::default().serving("ftp://", &dynamic).unwrap();
+    let settings = Settings {
+        per_host: 2,
+        retries: 0,
+        ..quick()
+    };
+    let engine = Engine::new(Arc::new(registry), &settings);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("f"), "abc").unwrap();
+    let from = LocalPath {
+        root: Arc::new(Root::open(dir.path(), Symlinks::InRoot).unwrap()),
+        path: RelPath::new("f").unwrap(),
+    };
+    let to = url();
+    let stored = (0..5).map(|_| engine.store_file(&from, &to));
+    for stored in futures_util::future::join_all(stored).await {
+        stored.unwrap();
+    }
+    assert_eq!(storage.running.lock().unwrap().1, 2);
+}
+
+#[tokio::test]
+async fn parts_of_a_copy_are_compared_with_the_checksum_of_its_source() {
+    for (of, fine) in [(content(10_500), true), (content(10_499), false)] {
+        let mut from = scripted(10_500, []);
+        from.checksum = Some(sha256(&of));
+        let setup = setup(from);
+        let parts = Arc::new(Parts {
+            failures: Arc::new(Mutex::new(3)),
+            ..Parts::default()
+        });
+        let dynamic: Arc<dyn Storage> = parts.clone();
+        let registry = setup.engine.registry().as_ref().clone();
+        let registry = registry.serving(TO, &dynamic).unwrap();
+        let engine = Engine::new(Arc::new(registry), &quick());
+        let copied = engine.copy(&url(), &TO.parse().unwrap()).await;
+        assert_eq!(copied.is_ok(), fine, "{copied:?}");
+        let end = if fine { "complete" } else { "abort" };
+        assert_eq!(*parts.ended.lock().unwrap(), [end]);
+    }
+}

@@ -41,6 +41,8 @@ pub(super) fn trials() -> Vec<Trial> {
         a_pod_of_somebody_else_is_not_taken_for_an_attempt,
         a_large_plan_goes_with_its_pod,
         a_plan_without_its_pod_is_found,
+        a_configuration_of_the_filer_that_was_removed_is_left_again,
+        an_old_configuration_of_the_filer_goes_with_the_last_pod_that_mounts_it,
         a_task_costs_one_create_and_no_polling,
     ];
     trials.extend(observe::trials());
@@ -92,9 +94,17 @@ async fn open_on(cluster: Cluster) -> Result<KubernetesCompute> {
 }
 
 async fn open_with(cluster: Cluster, settings: Settings) -> Result<KubernetesCompute> {
+    open_as(cluster, settings, "").await
+}
+
+async fn open_as(
+    cluster: Cluster,
+    settings: Settings,
+    filer_config: &str,
+) -> Result<KubernetesCompute> {
     let options = Options {
         settings,
-        filer_config: String::new(),
+        filer_config: filer_config.to_owned(),
         grace: Duration::from_secs(30),
         time_limit: None,
         owners: None,
@@ -343,6 +353,52 @@ async fn a_large_plan_goes_with_its_pod() -> Result<()> {
     compute.remove(&attempt(1)).await?;
     compute.remove(&attempt(2)).await?;
     ensure!(server.objects("configmaps").len() == before);
+    Ok(())
+}
+
+/// The names of the configurations of the filer that are there.
+fn filer_configs(server: &FakeApi) -> Vec<String> {
+    let names = server.objects("configmaps").into_iter();
+    let names = names.filter_map(|map| Some(map["metadata"]["name"].as_str()?.to_owned()));
+    names
+        .filter(|name| name.starts_with("tesk-filer-"))
+        .collect()
+}
+
+async fn a_configuration_of_the_filer_that_was_removed_is_left_again() -> Result<()> {
+    let server = FakeApi::new();
+    let compute = open(&server).await?;
+    let there = filer_configs(&server);
+    ensure!(there.len() == 1 && server.remove("configmaps", &there[0]));
+    compute.attempts().await?;
+    ensure!(filer_configs(&server) == there);
+    Ok(())
+}
+
+async fn an_old_configuration_of_the_filer_goes_with_the_last_pod_that_mounts_it() -> Result<()> {
+    let server = FakeApi::new();
+    let opened = async |config| open_as(cluster(&server), Settings::default(), config).await;
+    let before = opened("a").await?;
+    let old = filer_configs(&server);
+    before.submit(&attempt(1), &plan("a")?).await?;
+    let after = opened("b").await?;
+    after.attempts().await?;
+    ensure!(filer_configs(&server).len() == 2, "it is young");
+    server.edit("configmaps", &old[0], |map| {
+        map["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
+    });
+    after.attempts().await?;
+    ensure!(filer_configs(&server).len() == 2, "a pod mounts it");
+    before.attempts().await?;
+    ensure!(filer_configs(&server).len() == 2, "it is one's own");
+    server.remove("pods", "t1-1");
+    until("its pod is gone", async || {
+        Ok(phase(&after, &attempt(1)).await?.is_over())
+    })
+    .await?;
+    after.attempts().await?;
+    let left = filer_configs(&server);
+    ensure!(left.len() == 1 && left != old, "{left:?}");
     Ok(())
 }
 

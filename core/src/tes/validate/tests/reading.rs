@@ -24,7 +24,7 @@ fn broken_json_is_refused_with_line_and_column() {
 #[test]
 fn a_deeply_nested_document_is_refused_before_it_exhausts_the_stack() {
     for open in ["[", "{\"a\":"] {
-        let error = accept(open.repeat(500_000).as_bytes(), &rules()).unwrap_err();
+        let error = accept(open.repeat(100_000).as_bytes(), &rules()).unwrap_err();
         assert!(matches!(error, Rejection::Syntax(_)), "{error:?}");
     }
 }
@@ -317,10 +317,10 @@ fn a_document_of_millions_of_parts_is_refused_before_it_is_a_tree() {
         (r#"{"unknown":["#, "[],", "0]}"),
         (r#"{"unknown":["#, r#"{"a":0},"#, "0]}"),
     ] {
-        let body = [start, &part.repeat(1_000_000), end].concat();
+        let body = [start, &part.repeat(300_000), end].concat();
         assert_eq!(
             breaches_of(body.as_bytes()),
-            ["task: must have at most 1000000 brackets, braces, commas and colons"]
+            ["task: must have at most 300000 brackets, braces, commas and colons"]
         );
     }
     // Whatever is not JSON is none either way.
