@@ -68,6 +68,7 @@ cases![
     a_terminal_state_never_changes,
     everything_survives_a_restart,
     a_list_is_newest_first_and_each_task_is_on_one_page,
+    tasks_of_one_millisecond_are_in_the_order_in_which_they_were_made,
     pages_stay_in_place_while_tasks_are_made,
     the_last_page_names_no_next,
     a_position_outlives_its_task_and_a_restart,
@@ -379,6 +380,19 @@ async fn a_list_is_newest_first_and_each_task_is_on_one_page(stores: Stores) -> 
         let paged = all_pages(&*store, Query { limit, ..query() }).await?;
         ensure!(paged == ids(&whole), "pages of {limit}");
     }
+    Ok(())
+}
+
+async fn tasks_of_one_millisecond_are_in_the_order_in_which_they_were_made(
+    stores: Stores,
+) -> Result<()> {
+    let store = stores.open().await?;
+    let mut made = Vec::new();
+    for _ in 0..100 {
+        made.push(stored(&*store, new_task()).await?);
+    }
+    made.reverse();
+    ensure!(ids(&store.list(&query()).await?) == made);
     Ok(())
 }
 

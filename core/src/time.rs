@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::str::FromStr;
+#[cfg(any(feature = "local", feature = "kubernetes"))]
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -108,6 +110,36 @@ impl schemars::JsonSchema for Timestamp {
     }
 }
 
+/// The times of what one process makes one after another: each is later than the one before, also
+/// within one millisecond, so that an order by time is the order in which they were made.
+///
+/// A burst runs ahead of the clock for that. A clock that is set back further than [`LEAD`] is
+/// believed.
+#[cfg(any(feature = "local", feature = "kubernetes"))]
+#[derive(Debug, Default)]
+pub(crate) struct Ascending(AtomicI64);
+
+/// How far [`Ascending`] times may be ahead of the clock, in milliseconds.
+#[cfg(any(feature = "local", feature = "kubernetes"))]
+const LEAD: i64 = 60_000;
+
+#[cfg(any(feature = "local", feature = "kubernetes"))]
+impl Ascending {
+    pub(crate) fn now(&self) -> Timestamp {
+        let now = Timestamp::now().as_millis();
+        let next = |last: i64| {
+            if (now..now + LEAD).contains(&last) {
+                last + 1
+            } else {
+                now
+            }
+        };
+        let order = Ordering::Relaxed;
+        let last = self.0.fetch_update(order, order, |last| Some(next(last)));
+        Timestamp::from_millis(next(last.unwrap_or_else(|last| last)))
+    }
+}
+
 /// The clock of simulations: that of Tokio's paused time, for one thread.
 #[cfg(test)]
 #[cfg(any(feature = "local", feature = "kubernetes"))]
@@ -170,5 +202,17 @@ mod tests {
                 .to_string(),
             "2026-01-31T00:00:00.000Z"
         );
+    }
+
+    #[test]
+    #[cfg(any(feature = "local", feature = "kubernetes"))]
+    fn times_ascend_until_the_clock_is_set_back_far() {
+        let clock = Ascending::default();
+        let times: Vec<_> = (0..10_000).map(|_| clock.now()).collect();
+        assert!(times.is_sorted_by(|a, b| a < b));
+
+        let set_back = Timestamp::now().as_millis() + 2 * LEAD;
+        let clock = Ascending(AtomicI64::new(set_back));
+        assert!(clock.now().as_millis() < set_back);
     }
 }

@@ -49,7 +49,7 @@ use crate::scheduler::store::{
 use crate::scheduler::watchers::Watchers;
 use crate::scheduler::{Head, Record, TaskId};
 use crate::tes::{State, TaskLog, UrlSecrets};
-use crate::time::Timestamp;
+use crate::time::{Ascending, Timestamp};
 
 /// Bytes of a document that are stored at most.
 const MAX_DOCUMENT: usize = 16 << 20;
@@ -97,6 +97,7 @@ struct Shared {
     index: RwLock<Index>,
     cache: Mutex<Cache>,
     watchers: Watchers,
+    clock: Ascending,
     freshness: Mutex<Freshness>,
     /// When left-over objects were last looked for.
     swept: Mutex<Option<Instant>>,
@@ -125,6 +126,7 @@ impl ConfigMapStore {
             cache: Mutex::new(Cache::new(settings.cache)),
             settings,
             watchers: Watchers::default(),
+            clock: Ascending::default(),
             freshness: Mutex::default(),
             swept: Mutex::default(),
         });

@@ -41,7 +41,8 @@ pub trait TaskStore: std::fmt::Debug + Send + Sync + 'static {
     /// one whose head can be read it may be what is left; a text that is lost says so.
     async fn get_raw(&self, id: &TaskId) -> Result<Option<RawRecord>, StoreError>;
 
-    /// A page of tasks, newest first (creation time, then id, both descending).
+    /// A page of tasks, newest first (creation time, then id, both descending). What one store has
+    /// made one after another has times that differ.
     async fn list(&self, query: &Query) -> Result<Page, StoreError>;
 
     /// Changes a task whose version is still `expected`; else
@@ -54,7 +55,8 @@ pub trait TaskStore: std::fmt::Debug + Send + Sync + 'static {
     async fn sweep(&self, before: Timestamp, limit: usize) -> Result<Vec<TaskId>, StoreError>;
 
     /// Every task that is not terminal now, all of them at once and without waiting, and from
-    /// then on each head that is created or changed. A slow reader may miss intermediate states of a task, never its last.
+    /// then on each head that is created or changed. A slow reader may miss intermediate states of
+    /// a task, never its last.
     async fn watch(&self) -> Result<BoxStream<'static, Head>, StoreError>;
 
     /// Bytes of a record's document and logs, as far as that is known without a look: what reading it

@@ -107,7 +107,7 @@ impl Shared {
             self.keep_secrets(id, &task.secrets).await?;
             crash::point("create.secret");
         }
-        let now = Timestamp::now();
+        let now = self.clock.now();
         let entry = Entry {
             head: Head {
                 // The API server's to say.

@@ -11,7 +11,7 @@ use super::{Shared, corrupt, failed, schema};
 use crate::scheduler::store::{Created, NewTask, StoreError, Update};
 use crate::scheduler::{Head, TaskId};
 use crate::tes::State;
-use crate::time::Timestamp;
+use crate::time::{Ascending, Timestamp};
 
 /// Operations in one transaction at most, so that the first of them does not wait for ever.
 const BATCH: usize = 256;
@@ -58,6 +58,7 @@ pub(super) struct Writer {
     connection: Connection,
     shared: Arc<Shared>,
     reserve: Reserve,
+    clock: Ascending,
 }
 
 impl Writer {
@@ -66,6 +67,7 @@ impl Writer {
             connection,
             shared,
             reserve,
+            clock: Ascending::default(),
         }
     }
 
@@ -251,7 +253,7 @@ impl Writer {
             params![task.document.as_ref()],
         )?;
         let key = self.connection.last_insert_rowid();
-        let head = Head::queued(task.id.clone(), task.owner.clone(), now);
+        let head = Head::queued(task.id.clone(), task.owner.clone(), self.clock.now());
         self.execute(
             "INSERT INTO heads \
              (created, id, key, state, changed, attempt, not_before, version, user, grp, name) \
@@ -308,7 +310,7 @@ impl Writer {
         {
             effects.moves.push((Some(head.state), Some(state)));
             head.state = state;
-            head.changed = Timestamp::now();
+            head.changed = Timestamp::now().max(head.changed);
         }
         if let Some(attempt) = update.attempt {
             head.attempt = attempt;
