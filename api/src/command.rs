@@ -57,12 +57,12 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run one task on this machine, with no server
+    /// Run one task, with no server
     ///
     /// Relative urls are made absolute: of inputs against the folder of the task file, of
     /// outputs against --output-dir. The exit status is 0 only when the task ends COMPLETE.
     Run(run::Run),
-    /// Serve the TES API on this machine
+    /// Serve the TES API
     ///
     /// Without a configuration it listens on 127.0.0.1:8080, keeps its records in ./tesk-data
     /// and serves http(s) and ftp(s) urls; --allow-path adds folders for file urls.

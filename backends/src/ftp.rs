@@ -59,9 +59,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use tesk_core::storage::{
-    ByteRange, ByteStream, Capabilities, ConfigEntry, ConfigError, Entry, EntryKind, EntryStream,
-    Error, ErrorKind, Factory, Result, Source, Storage, StorageUrl, Version, Written,
+    ByteRange, Capabilities, ConfigEntry, ConfigError, Entry, EntryKind, EntryStream, Error,
+    ErrorKind, Factory, Opened, Result, Source, Storage, StorageUrl, Version, Written,
 };
 
 use self::address::Server;
@@ -243,7 +244,7 @@ impl Storage for Ftp {
         let path = path::of(url)?;
         let mut found = self.look(url, &path).await?;
         if let Some(Kind::File(info)) = &found
-            && let Some(wait) = listing::settles_in(info)
+            && let Some(wait) = listing::settles_in(info, Timestamp::now())
         {
             tokio::time::sleep(wait).await;
             found = self.look(url, &path).await?;
@@ -269,10 +270,10 @@ impl Storage for Ftp {
         url: &StorageUrl,
         range: ByteRange,
         version: Option<&Version>,
-    ) -> Result<ByteStream> {
+    ) -> Result<Opened> {
         let path = path::of(url)?;
         let lease = self.lease(Use::Reading, url).await?;
-        read::read(lease, url, path, range, version).await
+        Ok(read::read(lease, url, path, range, version).await?.into())
     }
 
     async fn write(&self, url: &StorageUrl, source: &Source) -> Result<Written> {

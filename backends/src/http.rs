@@ -152,27 +152,17 @@ impl Storage for Http {
         url: &StorageUrl,
         range: ByteRange,
         version: Option<&Version>,
-    ) -> Result<ByteStream> {
-        Ok(self.open(url, range, version).await?.bytes)
-    }
-
-    async fn open(
-        &self,
-        url: &StorageUrl,
-        range: ByteRange,
-        version: Option<&Version>,
     ) -> Result<Opened> {
-        let nothing = || Opened {
-            bytes: stream::empty().boxed(),
-            checksum: None,
-        };
+        let nothing = || Opened::from(stream::empty().boxed());
         if range.end == Some(range.start) {
             return Ok(nothing());
         }
-        let mut headers = HeaderMap::new();
-        if !range.is_full() {
-            headers.insert(RANGE, range_header(range));
-        }
+        let (name, value) = if range.is_full() {
+            WANT_DIGEST
+        } else {
+            (RANGE, range_header(range))
+        };
+        let mut headers = HeaderMap::from_iter([(name, value)]);
         if let Some(Version(version)) = version {
             let name = if version.starts_with('"') {
                 IF_MATCH

@@ -47,14 +47,14 @@ use opendal::{
 use opendal_http_transport_reqwest::ReqwestTransport;
 use serde::Deserialize;
 use tesk_core::storage::{
-    ByteRange, ByteStream, Capabilities, Checksum, ConfigEntry, ConfigError, Entry, EntryKind,
-    EntryStream, Error, ErrorKind, Factory, FileInfo, Opened, Result, Source, Storage, StorageUrl,
-    Version, Written, cleanup,
+    ByteRange, Capabilities, Checksum, ConfigEntry, ConfigError, Entry, EntryKind, EntryStream,
+    Error, ErrorKind, Factory, FileInfo, Opened, Result, Source, Storage, StorageUrl, Version,
+    Written, cleanup,
 };
 use tesk_core::time::Timestamp;
 use tokio::sync::Mutex;
 
-use crate::client::{self, CheckedResolver};
+use crate::client;
 use crate::network::{Limits, Networks};
 pub use crate::secret::Value;
 
@@ -156,14 +156,14 @@ impl Factory for OpenDalFactory {
             deny_hosts: &options.deny_hosts,
             allow_hosts: &options.allow_hosts,
         })?);
-        let client = client::builder(options.ca_file.as_deref(), options.connect_timeout_secs)?
-            .no_proxy()
-            .dns_resolver(CheckedResolver {
-                networks,
-                anywhere: METADATA.map(str::to_owned).into(),
-            })
-            .build()
-            .map_err(|e| ConfigError(format!("the http client cannot be set up: {e}")))?;
+        let setup = client::Setup {
+            ca_file: options.ca_file.as_deref(),
+            connect_timeout_secs: options.connect_timeout_secs,
+            networks: Some(&networks),
+            anywhere: &METADATA,
+            ..client::Setup::default()
+        };
+        let client = setup.build()?;
         let transport = HttpTransporter::new(ReqwestTransport::new(client));
         let operator =
             operator.with_context(OperationContext::new().with_http_transport(transport));
@@ -388,15 +388,6 @@ impl Storage for OpenDal {
         url: &StorageUrl,
         range: ByteRange,
         version: Option<&Version>,
-    ) -> Result<ByteStream> {
-        Ok(self.open(url, range, version).await?.bytes)
-    }
-
-    async fn open(
-        &self,
-        url: &StorageUrl,
-        range: ByteRange,
-        version: Option<&Version>,
     ) -> Result<Opened> {
         let path = self.file(url)?;
         let changed = || {
@@ -524,7 +515,6 @@ impl Storage for OpenDal {
     }
 }
 
-/// Writes all of `source`.
 /// A write whose parts are thrown away when it is dropped before it is over: they cost money.
 struct Unfinished {
     writer: Arc<Mutex<Writer>>,
@@ -542,6 +532,7 @@ impl Drop for Unfinished {
     }
 }
 
+/// Writes all of `source`.
 async fn fill(
     writer: &mut Writer,
     url: &StorageUrl,

@@ -25,8 +25,8 @@ use serde::Deserialize;
 use tesk_core::rooted::{self, Found, RelPath, Root, Symlinks, TempFile, WalkError};
 use tesk_core::storage::file::{blocking, read_file};
 use tesk_core::storage::{
-    ByteRange, ByteStream, Capabilities, ConfigEntry, ConfigError, Entry, EntryKind, EntryStream,
-    Error, ErrorKind, Factory, FileInfo, LocalPath, Result, Source, Storage, StorageUrl, Version,
+    ByteRange, Capabilities, ConfigEntry, ConfigError, Entry, EntryKind, EntryStream, Error,
+    ErrorKind, Factory, FileInfo, LocalPath, Opened, Result, Source, Storage, StorageUrl, Version,
     Written,
 };
 use tesk_core::time::Timestamp;
@@ -54,6 +54,33 @@ struct Options {
     durable: bool,
 }
 
+/// Where on this machine the files of an entry of this type are.
+pub fn directory(entry: &ConfigEntry) -> Result<PathBuf, ConfigError> {
+    served(entry, &entry.options()?).map(|(_, path)| path)
+}
+
+/// The prefix of an entry, and the directory that it serves.
+fn served(entry: &ConfigEntry, options: &Options) -> Result<(RelPath, PathBuf), ConfigError> {
+    let [prefix] = entry.prefixes() else {
+        let message = "one `path` serves one prefix; give each directory its own entry";
+        return Err(ConfigError(message.into()));
+    };
+    let prefix = prefix
+        .parse::<StorageUrl>()
+        .ok()
+        .and_then(|url| url.file_path())
+        .ok_or_else(|| ConfigError(format!("the prefix `{prefix}` is no path")))?;
+    let path = match &options.path {
+        Some(path) => path.clone(),
+        None => PathBuf::from("/").join(prefix.as_path()),
+    };
+    if !path.is_absolute() {
+        let message = format!("path: `{}` must be absolute", path.display());
+        return Err(ConfigError(message));
+    }
+    Ok((prefix, path))
+}
+
 impl Factory for PvcFactory {
     fn schemes(&self) -> &[&str] {
         &["file"]
@@ -61,23 +88,7 @@ impl Factory for PvcFactory {
 
     fn create(&self, entry: &ConfigEntry) -> Result<Arc<dyn Storage>, ConfigError> {
         let options: Options = entry.options()?;
-        let [prefix] = entry.prefixes() else {
-            let message = "one `path` serves one prefix; give each directory its own entry";
-            return Err(ConfigError(message.into()));
-        };
-        let prefix = prefix
-            .parse::<StorageUrl>()
-            .ok()
-            .and_then(|url| url.file_path())
-            .ok_or_else(|| ConfigError(format!("the prefix `{prefix}` is no path")))?;
-        let path = options
-            .path
-            .clone()
-            .unwrap_or_else(|| PathBuf::from("/").join(prefix.as_path()));
-        if !path.is_absolute() {
-            let message = format!("path: `{}` must be absolute", path.display());
-            return Err(ConfigError(message));
-        }
+        let (prefix, path) = served(entry, &options)?;
         // A server reads the same configuration as its filers, and need not have their volumes.
         if !path.is_dir() {
             tracing::warn!(path = %path.display(), "no directory of this machine");
@@ -216,7 +227,7 @@ impl Storage for Pvc {
         url: &StorageUrl,
         range: ByteRange,
         version: Option<&Version>,
-    ) -> Result<ByteStream> {
+    ) -> Result<Opened> {
         let path = self.path(url)?;
         let (file, found) = self
             .run(url, "cannot be read", move |root| {
@@ -234,7 +245,7 @@ impl Storage for Pvc {
             let message = format!("bytes {}..{end} of {}", range.start, found.len());
             return Err(Error::new(ErrorKind::Corrupt, url, message));
         }
-        Ok(read_file(url, Arc::new(file), range.start..end))
+        Ok(read_file(url, Arc::new(file), range.start..end).into())
     }
 
     async fn write(&self, url: &StorageUrl, source: &Source) -> Result<Written> {

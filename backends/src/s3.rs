@@ -269,15 +269,6 @@ impl Storage for S3 {
         url: &StorageUrl,
         range: ByteRange,
         version: Option<&Version>,
-    ) -> Result<ByteStream> {
-        Ok(self.open(url, range, version).await?.bytes)
-    }
-
-    async fn open(
-        &self,
-        url: &StorageUrl,
-        range: ByteRange,
-        version: Option<&Version>,
     ) -> Result<Opened> {
         let place = self.place(url)?;
         let key = place.address.file(url)?;

@@ -213,7 +213,7 @@ async fn ftp_subjects() -> anyhow::Result<Vec<Subject>> {
             .on("libunftp, in the test")
             .at_least(claims)
             .locked_out(storage, wrong.parse()?)
-            .reached_through(ftp::front::switchboard().await, move |proxy| {
+            .reached_through(ftp::front::switchboard(), move |proxy| {
                 configured(&entry, &address(server.through(proxy)))
             })
             .leftovers(move || std::future::ready(files.temporaries()));
@@ -249,7 +249,7 @@ async fn ftp_subjects() -> anyhow::Result<Vec<Subject>> {
                 };
                 let text = url.to_secret_string();
                 entry.push_str("command_timeout_secs = 5\n");
-                subject = subject.reached_through(ftp::front::switchboard().await, move |proxy| {
+                subject = subject.reached_through(ftp::front::switchboard(), move |proxy| {
                     let near = front.listen(Some(proxy)).to_string();
                     configured(&entry, &text.replace(&server.to_string(), &near))
                 });

@@ -73,6 +73,9 @@ fn content(size: usize) -> Vec<u8> {
         .collect()
 }
 
+/// Held by a test that needs much memory: one at a time.
+static LARGE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// An engine and a directory of this machine.
 struct Bench {
     engine: Engine,
@@ -94,7 +97,7 @@ impl Bench {
         let settings = Settings {
             retry_base_ms: 5,
             retry_max_ms: 20,
-            progress_timeout_secs: 2,
+            progress_timeout_secs: 30,
             range_mib,
             ..Settings::default()
         };

@@ -1,5 +1,5 @@
-# What the scripts beside this one share: settings, what must be there, and which clusters are up.
-# To be sourced, under `set -euo pipefail`.
+# What the scripts beside this one share: settings, what must be there, downloads, and which clusters
+# are up. To be sourced, under `set -euo pipefail`.
 #
 # A cluster is a directory $clusters/NAME. Its node holds a lock on `lock` in there; the kernel
 # frees it when the node ends, however it ends. So a cluster is up if, and only if, it is locked.
@@ -25,6 +25,10 @@ requirements() {
     [ -d /sys/fs/cgroup/memory ] || skip "cgroup v1"
     unshare --net --mount --pid --uts --ipc --fork true 2>/dev/null || skip "the right to make namespaces"
 }
+
+apt=(apt-get -qq -o DPkg::Lock::Timeout=600 -o Acquire::Retries=5)
+# thrice <command...>: what downloads, and may do better later.
+thrice() { "$@" || { sleep 5; "$@"; } || { sleep 30; "$@"; }; }
 
 # is_up <name>
 is_up() {
@@ -67,7 +71,7 @@ remove() {
         kill -KILL "$pid" 2>/dev/null || true
     fi
     # The daemons hold the lock as well, so this waits for all of them.
-    if [ -e "$state/lock" ] && ! flock --shared --timeout 20 "$state/lock" true; then
+    if [ -e "$state/lock" ] && ! flock --shared --timeout 120 "$state/lock" true; then
         echo "error: $1 does not end (process $(cat "$state/pid" 2>/dev/null || echo unknown))" >&2
         return 1
     fi

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
 /// What happens to one connection. Bytes are counted on their way from the server, unless it
@@ -50,9 +50,9 @@ struct Plan {
 
 impl Proxy {
     /// Listens on a free port and connects each client to `server`.
+    #[allow(clippy::unused_async, reason = "it needs a runtime")]
     pub async fn start(server: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let address = listener.local_addr()?;
+        let (listener, address) = listen()?;
         let plan = Arc::<Plan>::default();
         let shared = plan.clone();
         let accepting = tokio::spawn(async move {
@@ -107,11 +107,39 @@ impl Drop for Proxy {
     }
 }
 
+/// Listens on a free port of the loopback interface. Connections hold little, see [`dial`].
+pub fn listen() -> io::Result<(TcpListener, SocketAddr)> {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let socket = socket(any)?;
+    socket.bind(any)?;
+    let listener = socket.listen(1024)?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+/// Connects to `server`. The connection holds little: what is on its way has been counted, and who
+/// hangs up never gets it.
+pub async fn dial(server: SocketAddr) -> io::Result<TcpStream> {
+    socket(server)?.connect(server).await
+}
+
+fn socket(address: SocketAddr) -> io::Result<TcpSocket> {
+    const BUFFER: u32 = 128 << 10;
+    let socket = if address.is_ipv6() {
+        TcpSocket::new_v6()?
+    } else {
+        TcpSocket::new_v4()?
+    };
+    socket.set_send_buffer_size(BUFFER)?;
+    socket.set_recv_buffer_size(BUFFER)?;
+    Ok(socket)
+}
+
 async fn connect(client: TcpStream, server: SocketAddr, fault: Fault, plan: Arc<Plan>) {
     if fault == Fault::Refuse {
         return;
     }
-    let Ok(server) = TcpStream::connect(server).await else {
+    let Ok(server) = dial(server).await else {
         return;
     };
     let (mut from_client, mut to_client) = client.into_split();

@@ -61,7 +61,7 @@ use watched::Secrets;
 pub use report::{Judged, Outcome, REPORT, Report};
 
 /// How long one case may take.
-const TIMEOUT: Duration = Duration::from_mins(2);
+const TIMEOUT: Duration = Duration::from_mins(10);
 /// How long a storage may go on to clean up after what was dropped.
 const CLEANING: Duration = Duration::from_secs(5);
 

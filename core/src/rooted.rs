@@ -142,15 +142,6 @@ impl Root {
         Ok(root)
     }
 
-    /// The directory `path` below this one as a root of its own.
-    pub fn descend(&self, path: &RelPath) -> io::Result<Self> {
-        Ok(Self {
-            directory: self.open_dir(path)?,
-            path: self.path.join(path.as_path()),
-            symlinks: self.symlinks,
-        })
-    }
-
     /// Where it is, for messages and for tools that need a path.
     pub fn path(&self) -> &Path {
         &self.path
@@ -202,14 +193,8 @@ impl Root {
 
     /// Creates a file without a name, or under a temporary one, in the directory of `target`, which
     /// is to take the place of what is there. It is gone when the [`TempFile`] is dropped before
-    /// that.
-    pub fn create_temp(&self, target: &RelPath, mode: u32) -> io::Result<TempFile> {
-        let (directory, _) = self.open_parent(target)?;
-        TempFile::new(directory, target, mode)
-    }
-
-    /// The same for a target whose directory and its parents are made, each new one with exactly
-    /// `directory_mode`. A directory at `target` is refused.
+    /// that. The directory and its parents are made, each new one with exactly `directory_mode`. A
+    /// directory at `target` is refused.
     pub fn create_replacement(
         &self,
         target: &RelPath,
@@ -338,8 +323,7 @@ impl Root {
 
     /// Writes a directory's names to disk, so that a rename in it survives a crash.
     pub fn sync_dir(&self, path: &RelPath) -> io::Result<()> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(rustix::fs::fsync(self.resolve(path.as_path(), flags)?)?)
+        Ok(rustix::fs::fsync(self.open_readable(path)?)?)
     }
 
     /// The directory itself, for callers that pass it to another process.
@@ -424,7 +408,7 @@ pub fn temp_name() -> String {
     format!("{TEMP_PREFIX}{:032x}{TEMP_SUFFIX}", rand::random::<u128>())
 }
 
-/// Whether `name` is one that [`Root::create_temp`] may give: a file that is not finished, or was
+/// Whether `name` is one that [`Root::create_replacement`] may give: a file that is not finished, or was
 /// left behind by a crash.
 pub fn is_temp_name(name: &OsStr) -> bool {
     name.to_str()

@@ -78,28 +78,15 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// An end before the range's end is an error, never a short stream. With `version`, bytes
     /// of any other version are [`ErrorKind::Corrupt`], so that ranges read in parallel never
     /// mix two versions of a file. Reading a directory is [`ErrorKind::Invalid`].
+    ///
+    /// A checksum that the reply tells comes with the bytes: so a file that is only known from a
+    /// listing is compared too.
     async fn read(
         &self,
         url: &StorageUrl,
         range: ByteRange,
         version: Option<&Version>,
-    ) -> Result<ByteStream>;
-
-    /// The same as [`read`](Storage::read), which core never calls itself, with what the reply
-    /// tells of the file: so one that is only known from a listing has its checksum compared too.
-    /// To be implemented where replies tell checksums.
-    async fn open(
-        &self,
-        url: &StorageUrl,
-        range: ByteRange,
-        version: Option<&Version>,
-    ) -> Result<Opened> {
-        let bytes = self.read(url, range, version).await?;
-        Ok(Opened {
-            bytes,
-            checksum: None,
-        })
-    }
+    ) -> Result<Opened>;
 
     /// Writes the whole of `source` to `url`, replacing what file was there; parents are
     /// created. All or nothing that [`stat`](Storage::stat) can see, where
@@ -267,6 +254,15 @@ pub struct Opened {
     pub bytes: ByteStream,
     /// The checksum of the whole file, whatever part of it is read, where the reply tells one.
     pub checksum: Option<Checksum>,
+}
+
+impl From<ByteStream> for Opened {
+    fn from(bytes: ByteStream) -> Self {
+        Self {
+            bytes,
+            checksum: None,
+        }
+    }
 }
 
 impl fmt::Debug for Opened {

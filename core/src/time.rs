@@ -113,26 +113,29 @@ impl schemars::JsonSchema for Timestamp {
 /// The times of what one process makes one after another: each is later than the one before, also
 /// within one millisecond, so that an order by time is the order in which they were made.
 ///
-/// A burst runs ahead of the clock for that. A clock that is set back further than [`LEAD`] is
-/// believed.
+/// A burst runs ahead of the clock for that, by [`LEAD`] at most; from then on times may be equal. A
+/// clock that is set back further is believed.
 #[cfg(any(feature = "local", feature = "kubernetes"))]
 #[derive(Debug, Default)]
 pub(crate) struct Ascending(AtomicI64);
 
 /// How far [`Ascending`] times may be ahead of the clock, in milliseconds.
 #[cfg(any(feature = "local", feature = "kubernetes"))]
-const LEAD: i64 = 60_000;
+const LEAD: i64 = 1_000;
+
+/// What is further ahead of the clock than this was made before the clock was set back.
+#[cfg(any(feature = "local", feature = "kubernetes"))]
+const SET_BACK: i64 = 2 * LEAD;
 
 #[cfg(any(feature = "local", feature = "kubernetes"))]
 impl Ascending {
     pub(crate) fn now(&self) -> Timestamp {
         let now = Timestamp::now().as_millis();
-        let next = |last: i64| {
-            if (now..now + LEAD).contains(&last) {
-                last + 1
-            } else {
-                now
-            }
+        let next = |last: i64| match last - now {
+            ..0 => now,
+            0..LEAD => last + 1,
+            LEAD..=SET_BACK => last,
+            _ => now,
         };
         let order = Ordering::Relaxed;
         let last = self.0.fetch_update(order, order, |last| Some(next(last)));
@@ -208,11 +211,17 @@ mod tests {
     #[cfg(any(feature = "local", feature = "kubernetes"))]
     fn times_ascend_until_the_clock_is_set_back_far() {
         let clock = Ascending::default();
-        let times: Vec<_> = (0..10_000).map(|_| clock.now()).collect();
-        assert!(times.is_sorted_by(|a, b| a < b));
+        let times: Vec<_> = (0..100_000).map(|_| clock.now()).collect();
+        assert!(times[..900].is_sorted_by(|a, b| a < b));
+        assert!(times.is_sorted());
+        let ahead = times[99_999].since(Timestamp::now());
+        assert!(ahead.as_millis() <= 1_000, "{ahead:?}");
 
-        let set_back = Timestamp::now().as_millis() + 2 * LEAD;
-        let clock = Ascending(AtomicI64::new(set_back));
-        assert!(clock.now().as_millis() < set_back);
+        let set_back = |by: i64| {
+            let last = Timestamp::now().as_millis() + by;
+            Ascending(AtomicI64::new(last)).now().as_millis() - last
+        };
+        assert_eq!(set_back(LEAD + 500), 0);
+        assert!(set_back(3_600_000) < -3_000_000);
     }
 }

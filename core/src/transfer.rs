@@ -48,7 +48,6 @@ use tokio::task::JoinSet;
 use self::directory::{ended, finished};
 use self::limits::Limits;
 use self::placing::Placing;
-use crate::rooted::RelPath;
 use crate::storage::file::{Short, on_one_thread};
 use crate::storage::{
     Entry, EntryStream, Error, ErrorKind, LocalPath, Registry, Result, StorageUrl, cleanup,
@@ -79,8 +78,6 @@ pub struct Engine {
 /// A file that was moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Moved {
-    /// Its path relative to the directory that was moved; empty for a single file.
-    pub path: RelPath,
     /// Where it is in the storage, shown form.
     pub url: String,
     /// Bytes.
@@ -174,9 +171,9 @@ impl Engine {
     }
 
     /// Fetches everything below the directory `url` into the directory `to`, with
-    /// [`FETCHED_MODE`], empty directories included; sorted by path. A file at `url` is
+    /// [`FETCHED_MODE`], empty directories included. A file at `url` is
     /// [`Invalid`](crate::storage::ErrorKind::Invalid). Trees merge. The first failure ends the rest.
-    pub async fn fetch_directory(&self, url: &StorageUrl, to: &LocalPath) -> Result<Vec<Moved>> {
+    pub async fn fetch_directory(&self, url: &StorageUrl, to: &LocalPath) -> Result<Copied> {
         self.fetch_all(url, to, Placing::Staged).await
     }
 
@@ -185,7 +182,7 @@ impl Engine {
         url: &StorageUrl,
         to: &LocalPath,
         placing: Placing,
-    ) -> Result<Vec<Moved>> {
+    ) -> Result<Copied> {
         let url = url.without_trailing_slash();
         let storage = self.registry.route(&url)?;
         let (engine, shown, to) = (self.clone(), url.clone(), to.clone());

@@ -30,9 +30,13 @@ enum Subcommands {
     /// Waits for the last executor, delivers the outputs and reports. Exit code: 0 when there is
     /// a report, whatever it says, 1, or 143 when told to end.
     Outputs(outputs::Options),
-    /// Copies a file or directory. Exit code: 0, or 1.
+    /// Copies a file or directory. Exit code: 0, 1, or 143 when told to end and 130 when interrupted:
+    /// then what it had begun at a server is removed first.
     Copy(copy::Options),
 }
+
+/// The exit code of what a person has stopped.
+const INTERRUPTED: u8 = 130;
 
 /// The whole `filer` command, with these storages.
 pub fn main(plugins: &RegistryBuilder) -> ExitCode {
@@ -73,7 +77,11 @@ fn run(command: &Subcommands, plugins: &RegistryBuilder) -> anyhow::Result<u8> {
             Subcommands::Inputs(options) => inputs::run(options, plugins, &terminated).await,
             Subcommands::Exec(options) => exec::run(options, &terminated).await,
             Subcommands::Outputs(options) => outputs::run(options, plugins, &terminated).await,
-            Subcommands::Copy(options) => copy::run(options, plugins).await,
+            Subcommands::Copy(options) => tokio::select! {
+                copied = copy::run(options, plugins) => copied,
+                () = terminated.cancelled() => Ok(exec::TERMINATED),
+                interrupted = tokio::signal::ctrl_c() => interrupted.map(|()| INTERRUPTED).map_err(Into::into),
+            },
         }
     });
     runtime.block_on(cleanup::finish());

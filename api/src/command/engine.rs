@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
+use tesk_backends::pvc;
 use tesk_core::kubernetes::{self, ClusterSettings};
 use tesk_core::scheduler::Engine;
 use tesk_core::storage::registry::Prefixes;
@@ -107,12 +108,7 @@ pub(super) fn refuse_own_files(config: &Config) -> Result<(), String> {
     let data = real(&config.server.data)?;
     let users = config.auth.users.as_deref().map(real).transpose()?;
     for entry in config.storage.iter().filter(|entry| entry.kind == "pvc") {
-        let path = entry.options.get("path").and_then(|path| path.as_str());
-        let path = path.map(PathBuf::from).or_else(|| {
-            let url = entry.prefixes().first()?.parse::<StorageUrl>().ok()?;
-            Some(Path::new("/").join(url.file_path()?.as_path()))
-        });
-        let Some(path) = path else { continue };
+        let path = pvc::directory(entry).map_err(|error| error.to_string())?;
         let path = real(&path)?;
         let (shown, open) = (data.display(), path.display());
         let open = format!("{open}, which tasks can read (--allow-path, or a storage)");

@@ -109,6 +109,8 @@ impl Run {
             .map_err(|error| error.to_string())?;
 
         let mut live = Live::new(executors, self.json);
+        // It may have gone on before it is looked at.
+        live.update(State::Queued, None, None);
         let listen =
             |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
         let mut interrupt = listen(SignalKind::interrupt())?;

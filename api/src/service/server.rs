@@ -32,10 +32,8 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
     })
 }
 
-/// How long a connection is silent before its client is asked whether it is there, how often it is
-/// asked then, and how many times in vain: output that is followed may be silent for days.
-const SILENCE: Duration = Duration::from_mins(1);
-const PROBE: Duration = Duration::from_secs(15);
+/// How often a client whose connection is silent is asked whether it is there, before it counts as
+/// gone: output that is followed may be silent for days, and a packet may be lost.
 const PROBES: u32 = 4;
 
 /// Small replies go at once; a client that takes nothing of a reply for `patience`, or is gone
@@ -45,10 +43,11 @@ fn prepare(socket: &TcpStream, patience: Duration) {
     let millis = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
     let prepare = || {
         socket.set_nodelay(true)?;
+        // It ends silent connections as well, whatever the number of probes (tcp(7)).
         sockopt::set_tcp_user_timeout(socket, millis)?;
-        sockopt::set_tcp_keepidle(socket, SILENCE)?;
-        sockopt::set_tcp_keepintvl(socket, PROBE)?;
-        sockopt::set_tcp_keepcnt(socket, PROBES)?;
+        let probe = (patience / PROBES).max(Duration::from_secs(1));
+        sockopt::set_tcp_keepidle(socket, probe)?;
+        sockopt::set_tcp_keepintvl(socket, probe)?;
         sockopt::set_socket_keepalive(socket, true)?;
         io::Result::Ok(())
     };
@@ -127,9 +126,9 @@ mod tests {
         let (socket, _) = accepted.unwrap();
         prepare(&socket, Duration::from_secs(20));
         assert!(sockopt::socket_keepalive(&socket).unwrap());
-        assert_eq!(sockopt::tcp_keepidle(&socket).unwrap(), SILENCE);
-        assert_eq!(sockopt::tcp_keepintvl(&socket).unwrap(), PROBE);
-        assert_eq!(sockopt::tcp_keepcnt(&socket).unwrap(), PROBES);
+        let probe = Duration::from_secs(5);
+        assert_eq!(sockopt::tcp_keepidle(&socket).unwrap(), probe);
+        assert_eq!(sockopt::tcp_keepintvl(&socket).unwrap(), probe);
         assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 20_000);
         drop(client);
     }

@@ -85,7 +85,7 @@ async fn a_running_task_is_canceled_although_it_ignores_sigterm(suite: Arc<Suite
 }
 
 async fn a_running_task_may_tidy_up_when_it_is_canceled(suite: Arc<Suite>) -> Result<()> {
-    let place = suite.place().await?;
+    let place = Place::start("tidy", "limits.grace = '30s'").await?;
     let url = suite.web.url("/canceled/tidied");
     let task = script(&format!(
         "trap 'wget -q -O - {url}; exit 0' TERM; wget -q -O - {url}-began; sleep 100 & wait"
@@ -99,7 +99,7 @@ async fn a_running_task_may_tidy_up_when_it_is_canceled(suite: Arc<Suite>) -> Re
             Ok((suite.web.asked("/canceled/tidied-began") > 0).then_some(()))
         })
         .await?;
-    canceled(place, &id).await?;
+    canceled(&place, &id).await?;
     ensure!(suite.web.asked("/canceled/tidied") == 1);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -33,9 +33,10 @@ pub(crate) struct Place {
 }
 
 /// A server that may run.
+#[derive(Default)]
 struct Replica {
-    /// A free port, the same after a restart.
-    port: u16,
+    /// Another after each start.
+    port: AtomicU16,
     server: Mutex<Option<Server>>,
 }
 
@@ -63,19 +64,10 @@ impl Place {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = TempDir::new()?;
-        // Both at once, so that they differ.
-        let bind = || std::net::TcpListener::bind("127.0.0.1:0");
-        let sockets = [bind()?, bind()?];
-        let replica = |socket: &std::net::TcpListener| {
-            anyhow::Ok(Replica {
-                port: socket.local_addr()?.port(),
-                server: Mutex::new(None),
-            })
-        };
         let place = Self {
             namespace: format!("tesk-{name}-{}-{number}", std::process::id()),
             folder,
-            replicas: [replica(&sockets[0])?, replica(&sockets[1])?],
+            replicas: <[Replica; 2]>::default(),
             client: reqwest::Client::builder().no_proxy().build()?,
             asked: AtomicUsize::new(0),
         };
@@ -167,7 +159,7 @@ impl Place {
             command.env_remove(name);
         }
         let mut child = command
-            .args(["serve", "--listen", &format!("127.0.0.1:{port}")])
+            .args(["serve", "--listen", "127.0.0.1:0"])
             .arg("--config")
             .arg(self.config())
             .stdin(Stdio::null())
@@ -185,6 +177,10 @@ impl Place {
                 "the server did not start: see {}",
                 self.log().display()
             );
+            let api = line.trim_start().strip_prefix("API   http://127.0.0.1:");
+            if let Some((now, _)) = api.and_then(|api| api.split_once('/')) {
+                port.store(now.parse()?, Ordering::Relaxed);
+            }
         }
         *server.lock().await = Some(Server {
             child,
@@ -217,9 +213,13 @@ impl Place {
         self.asked.store(number, Ordering::Relaxed);
     }
 
+    fn port(&self, number: usize) -> u16 {
+        self.replicas[number].port.load(Ordering::Relaxed)
+    }
+
     /// What one of two servers says to `/readyz`.
     pub(crate) async fn ready(&self, number: usize) -> Result<String> {
-        let url = format!("http://127.0.0.1:{}/readyz", self.replicas[number].port);
+        let url = format!("http://127.0.0.1:{}/readyz", self.port(number));
         let response = self.client.get(url).send().await?;
         let status = response.status();
         let text = response.text().await?;
@@ -234,7 +234,7 @@ impl Place {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Response> {
-        let port = self.replicas[self.asked.load(Ordering::Relaxed)].port;
+        let port = self.port(self.asked.load(Ordering::Relaxed));
         let url = format!("http://127.0.0.1:{port}{BASE}{path}");
         let mut request = self.client.request(method.parse()?, url);
         if let Some(body) = body {
@@ -264,7 +264,7 @@ impl Place {
 
     /// What an executor prints, as it does.
     pub(crate) async fn output(&self, id: &str, executor: usize) -> Result<reqwest::Response> {
-        let port = self.replicas[self.asked.load(Ordering::Relaxed)].port;
+        let port = self.port(self.asked.load(Ordering::Relaxed));
         let url = format!("http://127.0.0.1:{port}{BASE}/tasks/{id}:output?executor={executor}");
         Ok(self.client.get(url).send().await?.error_for_status()?)
     }

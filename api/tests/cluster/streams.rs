@@ -92,12 +92,13 @@ async fn a_streamable_file_and_directory_are_mounted_and_not_copied(
     Ok(())
 }
 
-/// The last reason of a task that fails, and the task.
+/// Why a task failed at its last attempt, but not what it waited for, and the task.
 async fn failed(place: &Place, task: &Value) -> Result<(String, Value)> {
     let task = place.run(task, "SYSTEM_ERROR").await?;
     let last = task["logs"].as_array().and_then(|logs| logs.last());
     let lines = last.and_then(|log| log["system_logs"].as_array());
-    let lines: Vec<_> = lines.into_iter().flatten().map(text).collect();
+    let lines = lines.into_iter().flatten().map(text);
+    let lines: Vec<_> = lines.filter(|line| !line.starts_with("waits: ")).collect();
     Ok((lines.join("\n"), task))
 }
 

@@ -1,18 +1,20 @@
 //! A server in this process, and a client that speaks to it.
 
 use std::sync::{Arc, Once};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use reqwest::{Method, StatusCode};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tesk_api::auth::{Authenticator, UsersFile};
 use tesk_api::config::Config;
 use tesk_api::service::{App, server};
 use tesk_core::local::SqliteStore;
+use tesk_core::local::store::OpenError;
 use tesk_core::plan::Plan;
 use tesk_core::scheduler::compute::{AttemptId, Compute, ComputeError, Observed, Output, Refusal};
 use tesk_core::scheduler::{Handles, TaskStore};
@@ -115,12 +117,17 @@ pub(crate) fn rules() -> Rules {
     }
 }
 
-pub(crate) fn crypto() {
+/// Does for this process what `tesk serve` does for its own.
+fn set_up() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         rustls::crypto::ring::default_provider()
             .install_default()
             .unwrap();
+        // Both ends of each connection of all tests are here.
+        let mut limit = getrlimit(Resource::Nofile);
+        limit.current = limit.maximum;
+        setrlimit(Resource::Nofile, limit).unwrap();
     });
 }
 
@@ -135,8 +142,17 @@ impl Service {
     }
 
     async fn over(data: TempDir, change: impl FnOnce(&mut Config)) -> Self {
-        let store = Arc::new(SqliteStore::open(data.path()).unwrap());
-        let mut service = Self::over_store(store, change).await;
+        let begun = Instant::now();
+        let store = loop {
+            match SqliteStore::open(data.path()) {
+                // The store's lock goes with its last user.
+                Err(OpenError::InUse { .. }) if begun.elapsed() < Duration::from_secs(10) => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                opened => break opened.unwrap(),
+            }
+        };
+        let mut service = Self::over_store(Arc::new(store), change).await;
         service.data = Some(data);
         service
     }
@@ -155,7 +171,7 @@ impl Service {
         schedules: Option<watch::Receiver<bool>>,
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        crypto();
+        set_up();
         let mut config = Config::default();
         config.server.listen = "127.0.0.1:0".parse().unwrap();
         change(&mut config);
@@ -193,8 +209,6 @@ impl Service {
         self.done.take().unwrap().await.unwrap();
         let data = self.data.take().unwrap();
         drop(self);
-        // The store's lock goes with its last user.
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         Self::over(data, |_| {}).await
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustix::net::{Shutdown, shutdown};
 use rustls::ClientConfig;
 use suppaftp::tokio::{AsyncRustlsFtpStream, AsyncRustlsStream, TransferStream};
 use suppaftp::{FtpError, Mode, Status};
@@ -187,6 +188,15 @@ impl Connection {
         // Not with `ABOR`: how many answers follow it depends on the server.
         let _ = self.finish(data, Some(SETTLE)).await;
         self.suspect = true;
+    }
+
+    /// Ends it, so that the server has room for another.
+    pub(super) async fn end(&mut self) {
+        self.in_step = false;
+        let socket = self.ftp.get_ref().await;
+        if let Err(error) = shutdown(&*socket, Shutdown::Both) {
+            tracing::debug!(%error, "a connection was ended before");
+        }
     }
 
     /// Why the server takes no more bytes. Ends the connection.

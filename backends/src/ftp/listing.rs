@@ -71,14 +71,14 @@ fn instant(time: &str) -> Option<Timestamp> {
     Some(time.timestamp())
 }
 
-/// How long until the version of a file tells it from any later one. Times have seconds, so a
-/// file that was changed just now may change again and keep its version; `None` is not at all.
-pub(super) fn settles_in(info: &FileInfo) -> Option<Duration> {
+/// How long from `now` until the version of a file tells it from any later one. Times have seconds,
+/// so a file that was changed just now may change again and keep its version; `None` is not at all.
+pub(super) fn settles_in(info: &FileInfo, now: Timestamp) -> Option<Duration> {
     let (time, _) = info.version.as_ref()?.0.split_once('-')?;
     if time.len() > 14 {
         return None;
     }
-    let wait = instant(time)?.duration_until(Timestamp::now());
+    let wait = instant(time)?.duration_until(now);
     let wait = SETTLED_AFTER.checked_sub(wait)?;
     // A server whose clock is far ahead is not waited for.
     let wait = Duration::try_from(wait).ok()?;
@@ -308,20 +308,22 @@ mod tests {
 
     #[test]
     fn a_version_of_this_second_is_waited_for() {
+        let now = Timestamp::now();
         let settles = |seconds: i64| {
-            let time = Timestamp::now() + SignedDuration::from_secs(seconds);
+            let time = now + SignedDuration::from_secs(seconds);
             let time = time.strftime("%Y%m%d%H%M%S").to_string();
-            settles_in(&FileInfo {
+            let info = FileInfo {
                 version: version(Some(&time), Some(1)),
                 ..FileInfo::default()
-            })
+            };
+            settles_in(&info, now)
         };
         assert!(settles(0).unwrap() <= Duration::from_millis(1100));
         assert!(settles(1).unwrap() > Duration::from_secs(1));
         for seconds in [-86400, -2, 60] {
             assert_eq!(settles(seconds), None, "{seconds}");
         }
-        assert_eq!(settles_in(&FileInfo::default()), None);
+        assert_eq!(settles_in(&FileInfo::default(), now), None);
     }
 
     #[test]

@@ -229,7 +229,8 @@ impl Reading {
             return Ok(());
         }
         if self.lease.suspect && !(self.lease.is_in_step() && self.lease.check().await) {
-            // The connection was given up; another one sees as well.
+            // Another connection sees as well, where the server has room for it.
+            self.lease.end().await;
             let site = self.lease.site.clone();
             self.lease = site.lease(super::pool::Use::Commands, &self.url).await?;
         }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _};
+use jiff::Timestamp;
 use tesk_core::rooted;
 use tesk_core::storage::{Entry, EntryKind, EntryStream, Error, ErrorKind, Result, StorageUrl};
 
@@ -122,7 +123,7 @@ impl Walk {
         };
         let kind = match kind {
             Kind::File(mut info) => {
-                if listing::settles_in(&info).is_some() {
+                if listing::settles_in(&info, Timestamp::now()).is_some() {
                     info.version = None;
                 }
                 EntryKind::File(info)

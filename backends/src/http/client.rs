@@ -9,7 +9,6 @@ use reqwest::{Method, Response, StatusCode, Url};
 use tesk_core::storage::{ByteRange, ConfigError, Error, ErrorKind, Result, Source, StorageUrl};
 
 use super::options::Options;
-use crate::client::CheckedResolver;
 use crate::netrc::Netrc;
 use crate::network::{Limits, Networks, Refused};
 use crate::{client, secret};
@@ -58,9 +57,20 @@ impl Client {
             deny_hosts: &options.deny_hosts,
             allow_hosts: &options.allow_hosts,
         })?);
+        let setup = client::Setup {
+            ca_file: options.ca_file.as_deref(),
+            connect_timeout_secs: options.connect_timeout_secs,
+            proxy: options.proxy.as_deref(),
+            networks: Some(&networks),
+            ..client::Setup::default()
+        };
         Ok(Self {
-            http: client(options, &networks, None)?,
-            fresh: client(options, &networks, Some(0))?,
+            http: setup.build()?,
+            fresh: client::Setup {
+                idle: Some(0),
+                ..setup
+            }
+            .build()?,
             networks,
             credentials: credentials(options)?,
             headers: headers(options)?,
@@ -190,7 +200,10 @@ pub(super) fn request_url(url: &StorageUrl) -> Result<Url> {
         return Err(invalid("has no host"));
     }
     let query = url.query().map(|q| format!("?{q}")).unwrap_or_default();
-    let text = format!("{}://{}{}{query}", url.scheme(), url.host(), url.path());
+    let below = format!("{}{query}", url.path());
+    // Those at the end would be cut off.
+    let below = below.replace(' ', "%20");
+    let text = format!("{}://{}{below}", url.scheme(), url.host());
     let parsed = Url::parse(&text).map_err(|e| invalid("is no http url").with_source(e))?;
     // A host with an odd character could be read in two ways.
     if !parsed.username().is_empty() || parsed.password().is_some() {
@@ -280,37 +293,6 @@ pub(super) fn failure(url: &StorageUrl, error: reqwest::Error) -> Error {
 
 fn refused(url: &StorageUrl, why: String) -> Error {
     Error::new(ErrorKind::Denied, url, why)
-}
-
-/// A client that keeps at most so many idle connections to a host.
-fn client(
-    options: &Options,
-    networks: &Arc<Networks>,
-    idle: Option<usize>,
-) -> Result<reqwest::Client, ConfigError> {
-    let mut builder = client::builder(options.ca_file.as_deref(), options.connect_timeout_secs)?;
-    if let Some(idle) = idle {
-        builder = builder.pool_max_idle_per_host(idle);
-    }
-    let mut proxy_host = Vec::new();
-    builder = match options.proxy.as_deref() {
-        None => builder.no_proxy(),
-        Some("environment") => builder,
-        Some(proxy) => {
-            let unusable = |_| ConfigError("proxy: is no url such as http://host:3128".into());
-            let url = Url::parse(proxy).map_err(|e| unusable(e.to_string()))?;
-            proxy_host.extend(url.host_str().map(str::to_owned));
-            let proxy = reqwest::Proxy::all(url).map_err(|e| unusable(e.to_string()))?;
-            builder.proxy(proxy)
-        }
-    };
-    builder
-        .dns_resolver(CheckedResolver {
-            networks: networks.clone(),
-            anywhere: proxy_host,
-        })
-        .build()
-        .map_err(|e| ConfigError(format!("the http client cannot be set up: {e}")))
 }
 
 fn credentials(options: &Options) -> Result<Credentials, ConfigError> {

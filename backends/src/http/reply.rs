@@ -6,11 +6,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::{
     ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED,
-    RETRY_AFTER,
 };
 use reqwest::{Response, StatusCode};
 use tesk_core::storage::{Checksum, Error, ErrorKind, FileInfo, StorageUrl, Version};
 use tesk_core::time::Timestamp;
+
+use crate::client::retry_after;
 
 /// A reply that is no success, as an error. The reply's body is not quoted: it is a stranger's.
 pub(super) fn refusal(url: &StorageUrl, reply: &Response) -> Error {
@@ -45,16 +46,6 @@ pub(super) fn may_be_directory(reply: &Response) -> bool {
 }
 
 /// Seconds, or a date (RFC 9110, 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = text(headers, &RETRY_AFTER)?;
-    match value.parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => httpdate::parse_http_date(value)
-            .ok()
-            .map(|date| date.duration_since(SystemTime::now()).unwrap_or_default()),
-    }
-}
-
 /// What the headers of a whole file tell.
 pub(super) fn file_info(headers: &HeaderMap) -> FileInfo {
     // Without ranges a version is of no use, and would have core ask for ranges.
@@ -218,7 +209,7 @@ mod fuzz {
                 for value in [number.as_bytes(), text.as_bytes(), digest.as_bytes(), &any] {
                     let Ok(value) = HeaderValue::from_bytes(value) else { continue };
                     headers.insert(HeaderName::from_static(name), value);
-                    let _ = (file_info(&headers), retry_after(&headers), unsatisfied_total(&headers));
+                    let _ = (file_info(&headers), unsatisfied_total(&headers));
                     if let Some(range) = content_range(&headers) {
                         prop_assert!(range.start < range.end);
                         prop_assert!(range.total.is_none_or(|total| range.end <= total));
@@ -337,15 +328,5 @@ mod tests {
         ] {
             assert_eq!(range(odd), None, "{odd}");
         }
-    }
-
-    #[test]
-    fn a_wait_is_asked_for_in_seconds_or_by_a_date() {
-        let wait = |value: &str| retry_after(&headers(&[("retry-after", value)]));
-        assert_eq!(wait("7"), Some(Duration::from_secs(7)));
-        assert_eq!(wait("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
-        let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_mins(1));
-        assert!(wait(&soon).unwrap() > Duration::from_secs(50));
-        assert_eq!(wait("soon"), None);
     }
 }

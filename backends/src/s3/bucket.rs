@@ -199,7 +199,7 @@ impl Bucket {
         request.headers.insert(CONTENT_LENGTH, size.into());
         if let Some(signer) = &self.signer {
             let signed = signer.sign(&mut request, None).await;
-            signed.map_err(|error| unsigned(url, &error))?;
+            signed.map_err(|_| unsigned(url))?;
         }
         let failed = Arc::new(Mutex::new(None));
         let body = match call.body {

@@ -1,14 +1,16 @@
 //! What a server's reply says: its refusals classified, its entity tags understood.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{CONTENT_LENGTH, ETAG, HeaderMap, LAST_MODIFIED, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, ETAG, HeaderMap, LAST_MODIFIED};
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 use tesk_core::storage::{Checksum, Error, ErrorKind, FileInfo, StorageUrl, Version};
 use tesk_core::time::Timestamp;
+
+use crate::client::retry_after;
 
 /// How much of a refusal is read.
 pub(super) const MAX_REFUSAL: usize = 64 << 10;
@@ -184,16 +186,6 @@ fn harmless(word: &str) -> String {
 }
 
 /// Seconds, or a date (RFC 9110, 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    match value.parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => httpdate::parse_http_date(value)
-            .ok()
-            .map(|date| date.duration_since(SystemTime::now()).unwrap_or_default()),
-    }
-}
-
 /// An entity tag as the mark of a version, in the one form that is compared: some servers leave
 /// out the quotes. A weak one marks none.
 pub(super) fn version(etag: &str) -> Option<Version> {

@@ -12,7 +12,7 @@ use tesk_core::storage::{ConfigError, Error, ErrorKind, StorageUrl};
 use super::options::Options;
 use super::reply::{self, MAX_REFUSAL, Refusal};
 use super::settings::Settings;
-use crate::client::{self, CheckedResolver, disconnected};
+use crate::client::{self, disconnected};
 use crate::network::Networks;
 
 /// The metadata services of clouds, which no proxy reaches.
@@ -26,26 +26,15 @@ pub(super) fn client(
     options: &Options,
     networks: Option<&Arc<Networks>>,
 ) -> Result<reqwest::Client, ConfigError> {
-    let mut anywhere = Vec::new();
-    let builder = client::builder(options.ca_file.as_deref(), options.connect_timeout_secs)?;
-    let builder = match options.proxy.as_deref() {
-        None => builder.no_proxy(),
-        Some("environment") => builder,
-        Some(proxy) => {
-            let url = reqwest::Url::parse(proxy).ok();
-            anywhere.extend(url.and_then(|url| url.host_str().map(str::to_owned)));
-            let proxy = reqwest::Proxy::all(proxy)
-                .map_err(|_| ConfigError("proxy: is no url such as http://host:3128".into()))?;
-            builder.proxy(proxy.no_proxy(reqwest::NoProxy::from_string(METADATA)))
-        }
+    let setup = client::Setup {
+        ca_file: options.ca_file.as_deref(),
+        connect_timeout_secs: options.connect_timeout_secs,
+        proxy: options.proxy.as_deref(),
+        not_by_proxy: METADATA,
+        networks,
+        ..client::Setup::default()
     };
-    let builder = match networks.cloned() {
-        Some(networks) => builder.dns_resolver(CheckedResolver { networks, anywhere }),
-        None => builder,
-    };
-    builder
-        .build()
-        .map_err(|e| ConfigError(format!("the http client cannot be set up: {e}")))
+    setup.build()
 }
 
 /// What OpenDAL sends its requests through. It turns refusals of the storage into [`Refusal`]s,
@@ -139,8 +128,8 @@ pub(super) fn failure(url: &StorageUrl, error: &(dyn std::error::Error + 'static
         if let Some(error) = error.downcast_ref::<reqwest::Error>() {
             return disconnected(url, error);
         }
-        if let Some(error) = error.downcast_ref::<reqsign_core::Error>() {
-            return unsigned(url, error);
+        if error.is::<reqsign_core::Error>() {
+            return unsigned(url);
         }
         cause = error.source();
     }
@@ -157,7 +146,7 @@ pub(super) fn failure(url: &StorageUrl, error: &(dyn std::error::Error + 'static
 
 /// A request that could not be signed, because nobody gave credentials. Why each place where they
 /// are looked for had none is not told, so it may be a trouble that passes.
-pub(super) fn unsigned(url: &StorageUrl, _: &reqsign_core::Error) -> Error {
+pub(super) fn unsigned(url: &StorageUrl) -> Error {
     let message = "no credentials were found for this storage entry, or they could not be renewed";
     Error::new(ErrorKind::Unauthenticated, url, message).with_retryable(true)
 }

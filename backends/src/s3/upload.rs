@@ -19,6 +19,7 @@ use tesk_core::storage::{
     ByteStream, Checksum, Error, ErrorKind, Result, Source, StorageUrl, Upload, Version, Written,
     cleanup,
 };
+use tokio::sync::oneshot;
 
 use super::bucket::{Body, Bucket, Call, header};
 use super::options;
@@ -71,10 +72,13 @@ pub(super) async fn begin(
         let source = Mutex::default();
         return Ok(Box::new(Whole { target, source }));
     }
-    // If nobody waits any longer when the server has made the upload, it is dropped, and so
-    // thrown away.
-    let begun = tokio::spawn(cleanup::track(Parts::begin(target))).await;
-    let parts = begun.unwrap_or_else(|e| {
+    // If nobody waits any longer when the server has made the upload, it is dropped where it was
+    // to be sent from, and so thrown away.
+    let (begun, parts) = oneshot::channel();
+    tokio::spawn(cleanup::track(async move {
+        let _ = begun.send(Parts::begin(target).await);
+    }));
+    let parts = parts.await.unwrap_or_else(|e| {
         let message = "the upload could not begin";
         Err(Error::new(ErrorKind::Other, url, message).with_source(e))
     })?;

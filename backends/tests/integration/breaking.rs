@@ -4,7 +4,7 @@ use tesk_conformance::proxy::Proxy;
 
 use super::ftp_server::{FtpServer, front};
 use super::server::Server;
-use super::{Bench, cuts};
+use super::{Bench, LARGE, cuts};
 
 const CONFIG: &str = "[[storage]]\ntype = 'ftp'\nprefix = 'ftp://'\n\
                       [[storage]]\ntype = 'http'\nprefix = 'http://'\n";
@@ -23,6 +23,7 @@ async fn fetch(what: &str, proxy: &Proxy, from: &str, content: &[u8]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_web_server_sends_little_twice_over_a_line_that_keeps_breaking() {
+    let _alone = LARGE.lock().await;
     let (server, content) = (Server::start().await, cuts::content());
     server.put("/large", content.clone());
     let proxy = Proxy::start(server.address).await.unwrap();
@@ -32,6 +33,7 @@ async fn a_web_server_sends_little_twice_over_a_line_that_keeps_breaking() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webdav_server_sends_little_twice_over_a_line_that_keeps_breaking() {
+    let _alone = LARGE.lock().await;
     let (server, content) = (Server::start_dav(None).await, cuts::content());
     let bench = Bench::new();
     bench.store(&content, &server.url("/large")).await.unwrap();
@@ -42,9 +44,10 @@ async fn a_webdav_server_sends_little_twice_over_a_line_that_keeps_breaking() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ftp_server_sends_little_twice_over_a_line_that_keeps_breaking() {
+    let _alone = LARGE.lock().await;
     let (server, content) = (FtpServer::start().await, cuts::content());
     server.put("large", &content);
-    let proxy = Proxy::start(front::switchboard().await).await.unwrap();
+    let proxy = Proxy::start(front::switchboard()).await.unwrap();
     let from = format!("ftp://me:right@{}/large", server.through(proxy.address()));
     fetch("ftp, fetched", &proxy, &from, &content).await;
 }

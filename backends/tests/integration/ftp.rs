@@ -7,7 +7,7 @@ use tesk_core::storage::{ByteRange, Entry, EntryKind, ErrorKind, Source};
 use tesk_core::transfer::{Engine, Settings};
 
 use super::ftp_server::FtpServer;
-use super::{Bench, content, registry, url};
+use super::{Bench, LARGE, content, registry, url};
 
 const ENTRY: &str = "[[storage]]\ntype = 'ftp'\nprefix = ['ftp://', 'ftps://']";
 
@@ -53,11 +53,10 @@ async fn thousands_of_files_take_a_few_logins() {
         .fetch_directory(&url(&server.url("/d")), &to)
         .await
         .unwrap();
-    assert_eq!(moved.len(), 1500);
-    assert!(moved.iter().all(|moved| !moved.url.contains("right")));
+    assert_eq!(moved.files, 1500);
     let read = std::fs::read(bench.directory.path().join("tree/3/5/f31")).unwrap();
     assert_eq!(read, b"31");
-    // Of 16 files at once and a listing, and a few that a busy machine has kept waiting for too long.
+    // Of 16 files at once and a listing, with room for some that break.
     assert!(
         server.connections() <= 40,
         "{} logins",
@@ -77,7 +76,8 @@ async fn a_reading_that_is_dropped_midway_spoils_nothing() {
         let mut stream = storage
             .read(&at, (0..8_000_000).into(), None)
             .await
-            .unwrap();
+            .unwrap()
+            .bytes;
         stream.next().await.unwrap().unwrap();
         drop(stream);
         let reading = storage.read(&at, (5..8).into(), None);
@@ -87,7 +87,8 @@ async fn a_reading_that_is_dropped_midway_spoils_nothing() {
         let mut stream = storage
             .read(&at, (3..1_000_003).into(), None)
             .await
-            .unwrap();
+            .unwrap()
+            .bytes;
         while let Some(chunk) = stream.next().await {
             part.extend_from_slice(&chunk.unwrap());
         }
@@ -97,6 +98,7 @@ async fn a_reading_that_is_dropped_midway_spoils_nothing() {
 
 #[tokio::test]
 async fn a_writing_that_is_dropped_midway_leaves_nothing_behind() {
+    let _alone = LARGE.lock().await;
     let server = FtpServer::start().await;
     server.put("d/f", "old");
     let at = url(&server.url("/d/f"));
@@ -158,7 +160,7 @@ async fn every_data_connection_resumes_the_session_of_its_control_connection() {
         let at = |path: &str| server.url(path).replace("ftp://", &format!("{scheme}://"));
         let to = bench.local("tree");
         let fetched = bench.engine.fetch_directory(&url(&at("/d")), &to).await;
-        assert_eq!(fetched.unwrap().len(), 20);
+        assert_eq!(fetched.unwrap().files, 20);
         bench.store(&content(300_000), &at("/new")).await.unwrap();
         let (resumed, not_resumed) = server.resumed_sessions();
         // A listing, 19 files that have bytes, one that is written.
@@ -295,18 +297,18 @@ async fn who_waits_for_a_connection_is_not_given_up() {
     server.put("b", "b");
     let bench = Bench::with(&format!("{ENTRY}\nconnections = 1"));
     let settings = Settings {
-        progress_timeout_secs: 1,
+        progress_timeout_secs: 5,
         retries: 0,
         ..Settings::default()
     };
     let engine = Engine::new(bench.engine.registry().clone(), &settings);
     let (a, b) = (url(&server.url("/a")), url(&server.url("/b")));
     let storage = engine.registry().route(&a).unwrap();
-    let mut before = storage.read(&a, ByteRange::FULL, None).await.unwrap();
+    let mut before = storage.read(&a, ByteRange::FULL, None).await.unwrap().bytes;
     let to = bench.local("b");
     let behind = engine.fetch_file(&b, &to, false);
     let before = async {
-        for _ in 0..5 {
+        for _ in 0..24 {
             before.next().await.unwrap().unwrap();
             tokio::time::sleep(Duration::from_millis(500)).await;
         }

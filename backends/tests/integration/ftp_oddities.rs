@@ -10,7 +10,9 @@ use tesk_core::storage::{ByteRange, Entry, EntryKind, ErrorKind, Result, Source,
 use super::scripted_ftp::{Act, Scripted, say, send};
 use super::{Bench, registry, url};
 
-const ENTRY: &str = "[[storage]]\ntype = 'ftp'\nprefix = 'ftp://'\ncommand_timeout_secs = 1";
+const ENTRY: &str = "[[storage]]\ntype = 'ftp'\nprefix = 'ftp://'";
+/// For servers that fall silent.
+const IMPATIENT: &str = "[[storage]]\ntype = 'ftp'\nprefix = 'ftp://'\ncommand_timeout_secs = 1";
 
 async fn list(server: &Scripted, path: &str) -> Result<Vec<Entry>> {
     use futures_util::TryStreamExt as _;
@@ -25,7 +27,8 @@ async fn read(server: &Scripted, config: &str, path: &str) -> Result<Vec<u8>> {
     let storage = registry(config).unwrap().route(&at).unwrap();
     let stream = storage
         .read(&at, tesk_core::storage::ByteRange::FULL, None)
-        .await?;
+        .await?
+        .bytes;
     let chunks: Vec<bytes::Bytes> = stream.try_collect().await?;
     Ok(chunks.concat())
 }
@@ -273,7 +276,8 @@ async fn a_file_is_whole_only_when_the_server_says_so() {
             (command == "RETR /f").then_some(act)
         })
         .await;
-        let error = read(&server, ENTRY, "/f").await.unwrap_err();
+        let entry = if end.is_empty() { IMPATIENT } else { ENTRY };
+        let error = read(&server, entry, "/f").await.unwrap_err();
         assert_eq!(error.kind(), kind, "{end}: {error}");
     }
     // What it says may be true of its own side only.
@@ -349,7 +353,7 @@ async fn a_server_that_hangs_up_or_falls_silent_is_asked_again() {
                     .then(|| act.clone())
             })
             .await;
-            let fetched = Bench::with(ENTRY).fetch(&server.url("/f")).await;
+            let fetched = Bench::with(IMPATIENT).fetch(&server.url("/f")).await;
             assert_eq!(fetched.unwrap(), b"here", "at {at:?}");
         }
     }
@@ -554,8 +558,7 @@ async fn a_file_that_stepped_aside_comes_back_or_goes_when_the_renaming_breaks_o
         let is_dropped = matches!(fault, Act::Stall);
         let (server, files) = renaming_over_nothing(fault.clone(), done).await;
         let at = url(&server.url("/f"));
-        let storage = registry(&ENTRY.replace("_secs = 1", "_secs = 60"));
-        let storage = storage.unwrap().route(&at).unwrap();
+        let storage = registry(ENTRY).unwrap().route(&at).unwrap();
         let source = Source::bytes("new");
         let writing = tokio::spawn(async move { storage.write(&at, &source).await });
         if is_dropped {
@@ -681,7 +684,7 @@ async fn an_offset_of_an_interrupted_reading_does_not_reach_the_next_file() {
     .await;
     let at = url(&server.url("/f"));
     let storage = registry(ENTRY).unwrap().route(&at).unwrap();
-    let part = storage.read(&at, (2..4).into(), None).await.unwrap();
+    let part = storage.read(&at, (2..4).into(), None).await.unwrap().bytes;
     let part: Vec<_> = part.collect().await;
     assert_eq!(part[0].as_ref().unwrap(), &b"23"[..]);
     let at = url(&server.url("/g"));
@@ -690,10 +693,36 @@ async fn an_offset_of_an_interrupted_reading_does_not_reach_the_next_file() {
         .read(&at, range, None)
         .await
         .unwrap()
+        .bytes
         .collect()
         .await;
     assert_eq!(whole[0].as_ref().unwrap(), &b"01234567"[..]);
     assert_eq!(server.count("USER"), 1);
+}
+
+#[tokio::test]
+async fn a_range_is_read_from_a_server_with_room_for_one_that_does_not_say_when_it_stops() {
+    use futures_util::TryStreamExt as _;
+    let open = Arc::<AtomicUsize>::default();
+    let now = open.clone();
+    let server = Scripted::counting(open, move |command, _| match command {
+        "" if now.load(Ordering::Relaxed) > 1 => say("421 too many connections"),
+        "SIZE /f" => say("213 8"),
+        "MDTM /f" => say("213 20240105103000"),
+        "RETR /f" => Act::Send("150 here".into(), b"01234567".to_vec(), String::new()),
+        _ => Act::Usual,
+    })
+    .await;
+    let at = url(&server.url("/f"));
+    let storage = registry(ENTRY).unwrap().route(&at).unwrap();
+    let Some(EntryKind::File(info)) = storage.stat(&at).await.unwrap().map(|found| found.kind)
+    else {
+        panic!("is a file");
+    };
+    let version = info.version.as_ref();
+    let part = storage.read(&at, (0..4).into(), version).await.unwrap();
+    let part: Vec<_> = part.bytes.try_collect().await.unwrap();
+    assert_eq!(part.concat(), b"0123");
 }
 
 #[tokio::test]
@@ -745,8 +774,8 @@ async fn a_file_that_is_replaced_while_a_part_of_it_is_read_gives_no_version_its
         let version = Version("20240105103000-4".into());
         let read = storage.read(&at, range, Some(&version)).await;
         let (mut error, mut given) = (read.as_ref().err().map(ToString::to_string), 0);
-        if let Ok(mut stream) = read {
-            while let Some(chunk) = stream.next().await {
+        if let Ok(mut opened) = read {
+            while let Some(chunk) = opened.bytes.next().await {
                 match chunk {
                     Ok(chunk) => given += chunk.len(),
                     Err(why) => error = Some(why.to_string()),

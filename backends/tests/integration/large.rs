@@ -5,7 +5,7 @@ use axum::http::{Method, Response, header};
 use futures_util::stream;
 
 use super::server::Server;
-use super::{Bench, url};
+use super::{Bench, LARGE, url};
 
 /// Set in the process that does the work: the memory of one that runs other tests too tells
 /// nothing.
@@ -18,6 +18,7 @@ fn memory_stays_bounded_whatever_the_size() {
     if std::env::var_os(CHILD).is_some() {
         return;
     }
+    let _alone = LARGE.blocking_lock();
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "large::work", "--include-ignored", "--nocapture"])
         .env(CHILD, "1")

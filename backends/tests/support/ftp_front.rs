@@ -9,10 +9,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tesk_conformance::proxy::{dial, listen};
 use tokio::io::{
     AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
@@ -72,14 +73,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 /// Connects to the port of this machine that the first two bytes of a connection name.
 ///
 /// A proxy before it carries control and data connections alike.
-pub(crate) async fn switchboard() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+pub(crate) fn switchboard() -> SocketAddr {
+    let (listener, address) = listen().unwrap();
     tokio::spawn(async move {
         while let Ok((mut from, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let port = from.read_u16().await?;
-                let mut to = TcpStream::connect(("127.0.0.1", port)).await?;
+                let mut to = dial(([127, 0, 0, 1], port).into()).await?;
                 tokio::io::copy_bidirectional(&mut from, &mut to).await
             });
         }
@@ -91,7 +91,7 @@ impl Front {
     /// Listens for clients, which come by way of `proxy`, if there is one, with their data
     /// connections too; it leads to a [`switchboard`].
     pub(crate) fn listen(&self, proxy: Option<SocketAddr>) -> SocketAddr {
-        let (listener, address) = listener().unwrap();
+        let (listener, address) = listen().unwrap();
         let front = self.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -159,7 +159,7 @@ impl Front {
 
     /// A port for one data connection to the server's port `port`.
     fn data(&self, port: u16, proxy: Option<SocketAddr>) -> io::Result<u16> {
-        let (listener, address) = listener()?;
+        let (listener, address) = listen()?;
         let encryption = self.encryption.clone();
         tokio::spawn(async move {
             let (mut client, _) = listener.accept().await?;
@@ -191,25 +191,18 @@ impl Front {
 }
 
 async fn connect(port: u16) -> io::Result<TcpStream> {
-    let server = TcpStream::connect(("127.0.0.1", port)).await?;
+    let server = dial(([127, 0, 0, 1], port).into()).await?;
     server.set_nodelay(true)?;
     Ok(server)
 }
 
-fn listener() -> io::Result<(TcpListener, SocketAddr)> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    listener.set_nonblocking(true)?;
-    let address = listener.local_addr()?;
-    Ok((TcpListener::from_std(listener)?, address))
-}
-
 /// Where clients come by `proxy` to the port `port` of this machine.
 fn relay(port: u16, proxy: SocketAddr) -> io::Result<SocketAddr> {
-    let (listener, address) = listener()?;
+    let (listener, address) = listen()?;
     tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
             tokio::spawn(async move {
-                let mut server = TcpStream::connect(proxy).await?;
+                let mut server = dial(proxy).await?;
                 server.write_u16(port).await?;
                 tokio::io::copy_bidirectional(&mut client, &mut server).await
             });

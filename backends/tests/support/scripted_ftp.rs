@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -52,6 +53,14 @@ impl Scripted {
     /// `script` is asked about every command, and about the greeting as `""`; it is told the
     /// number of the connection too, from 0.
     pub(crate) async fn start(script: impl Fn(&str, usize) -> Act + Send + Sync + 'static) -> Self {
+        Self::counting(Arc::default(), script).await
+    }
+
+    /// The same; `open` is how many connections there are now.
+    pub(crate) async fn counting(
+        open: Arc<AtomicUsize>,
+        script: impl Fn(&str, usize) -> Act + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let commands = Arc::<Mutex<Vec<String>>>::default();
@@ -61,7 +70,12 @@ impl Scripted {
                 let Ok((control, _)) = listener.accept().await else {
                     break;
                 };
-                tokio::spawn(serve(control, number, script.clone(), said.clone()));
+                let (script, said, open) = (script.clone(), said.clone(), open.clone());
+                open.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let _ = serve(control, number, script, said).await;
+                    open.fetch_sub(1, Ordering::Relaxed);
+                });
             }
         });
         Self { address, commands }

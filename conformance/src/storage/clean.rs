@@ -7,7 +7,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tesk_core::storage::{EntryKind, Error, ErrorKind, Storage, StorageUrl};
 
 /// How long that may take.
-const TIMEOUT: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(5);
 /// Files removed at the same time.
 const AT_ONCE: usize = 8;
 /// An object store can have a file and a directory of one name: then one pass shows the other.

@@ -135,7 +135,7 @@ impl Context {
         range: impl Into<ByteRange>,
     ) -> Result<Vec<u8>, Error> {
         let range = range.into();
-        read_all(self.storage().read(url, range, None).await?).await
+        read_all(self.storage().read(url, range, None).await?.bytes).await
     }
 
     /// Whether a file is there with exactly this content, to `stat` and to `read`.
@@ -200,18 +200,22 @@ impl Context {
         Ok(entries)
     }
 
-    /// An engine over the storage that does not wait long between retries.
+    /// An engine over the storage that waits long neither between retries nor in silence.
     pub fn engine(&self) -> anyhow::Result<Engine> {
-        self.engine_with_ranges(1)
+        self.engine_with(1, 2)
     }
 
-    /// The same that reads large files in ranges of so many MiB.
+    /// The same that reads large files in ranges of so many MiB, and bears silence.
     pub fn engine_with_ranges(&self, range_mib: u64) -> anyhow::Result<Engine> {
+        self.engine_with(range_mib, 30)
+    }
+
+    fn engine_with(&self, range_mib: u64, progress_timeout_secs: u64) -> anyhow::Result<Engine> {
         let prefix = format!("{}://{}", self.directory.scheme(), self.directory.host());
         let registry = Registry::default().serving(&prefix, self.storage())?;
         let settings = Settings {
             retry_base_ms: 10,
-            progress_timeout_secs: 2,
+            progress_timeout_secs,
             // A server that never had the data connection may never answer for it.
             commit_timeout_secs: 20,
             range_mib,

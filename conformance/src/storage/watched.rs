@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use tesk_core::storage::{
-    ByteRange, ByteStream, Capabilities, Entry, EntryStream, Error, LocalPath, Result, Source,
-    Storage, StorageUrl, Upload, Version, Written,
+    ByteRange, Capabilities, Entry, EntryStream, Error, LocalPath, Opened, Result, Source, Storage,
+    StorageUrl, Upload, Version, Written,
 };
 
 /// Part of every secret that the suite itself makes up.
@@ -96,11 +96,12 @@ impl Storage for Watched {
         url: &StorageUrl,
         range: ByteRange,
         version: Option<&Version>,
-    ) -> Result<ByteStream> {
+    ) -> Result<Opened> {
         let read = self.storage.read(url, range, version).await;
-        let bytes = self.secrets.heard(url, read)?;
+        let Opened { bytes, checksum } = self.secrets.heard(url, read)?;
         let (secrets, url) = (self.secrets.clone(), url.clone());
-        Ok(bytes.map(move |chunk| secrets.heard(&url, chunk)).boxed())
+        let bytes = bytes.map(move |chunk| secrets.heard(&url, chunk)).boxed();
+        Ok(Opened { bytes, checksum })
     }
 
     async fn write(&self, url: &StorageUrl, source: &Source) -> Result<Written> {

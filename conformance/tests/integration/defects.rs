@@ -8,8 +8,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tesk_core::rooted::{RelPath, Root, Symlinks};
 use tesk_core::storage::{
-    ByteRange, ByteStream, Capabilities, Entry, EntryKind, EntryStream, Error, ErrorKind, FileInfo,
-    LocalPath, Result, Source, Storage, StorageUrl, Upload, Version, Written,
+    ByteRange, Capabilities, Checksum, Entry, EntryKind, EntryStream, Error, ErrorKind, FileInfo,
+    LocalPath, Opened, Result, Source, Storage, StorageUrl, Upload, Version, Written,
 };
 
 use super::memory::{Memory, Node, PART, PASSWORD, path};
@@ -33,6 +33,7 @@ pub(super) enum Defect {
     RangeIsClipped,
     RangeBeginsOneLate,
     RangeIsIgnored,
+    ChecksumIsOfTheRange,
     EmptyRangeIsAnError,
     DirectoryReadsAsNothing,
     MissingIsRetryable,
@@ -317,7 +318,7 @@ impl Storage for Defective {
         url: &StorageUrl,
         mut range: ByteRange,
         mut version: Option<&Version>,
-    ) -> Result<ByteStream> {
+    ) -> Result<Opened> {
         let (secret, url) = (url.to_secret_string(), &self.taken_for(url));
         let begun = Instant::now();
         let ending = self.ending(url)?;
@@ -344,15 +345,21 @@ impl Storage for Defective {
             }
             D::DirectoryReadsAsNothing => {
                 if let Some(Node::Directory) = self.good.nodes().get(&path(url)) {
-                    return Ok(stream::empty().boxed());
+                    return Ok(stream::empty().boxed().into());
                 }
             }
             _ => {}
         }
         let read = self.good.read(url, range, version).await;
-        let read = read.map_err(|error| self.judged(error))?;
+        let Opened {
+            bytes,
+            mut checksum,
+        } = read.map_err(|error| self.judged(error))?;
+        if self.has(D::ChecksumIsOfTheRange) && !range.is_full() {
+            checksum = Some(Checksum::Md5([0; 16]));
+        }
         let (defect, url) = (self.defect, url.clone());
-        let read = read.map(move |chunk| match (defect, chunk) {
+        let read = bytes.map(move |chunk| match (defect, chunk) {
             (D::NewlinesAreTranslated, Ok(chunk)) => {
                 let bytes = chunk.iter().copied().filter(|byte| *byte != b'\r');
                 Ok(bytes.collect())
@@ -369,7 +376,8 @@ impl Storage for Defective {
                 .boxed(),
             _ => read.boxed(),
         };
-        Ok(watched(read, ending))
+        let bytes = watched(read, ending);
+        Ok(Opened { bytes, checksum })
     }
 
     async fn write(&self, url: &StorageUrl, source: &Source) -> Result<Written> {

@@ -78,6 +78,10 @@ const FOUND: &[(Defect, &[&str])] = &[
     (D::DirectoryReadsAsNothing, &["a_directory_is_not_read"]),
     (D::MissingIsRetryable, &["a_missing_file_is_not_found"]),
     (D::VersionIsIgnored, &["another_version_is_corrupt"]),
+    (
+        D::ChecksumIsOfTheRange,
+        &["a_checksum_that_is_told_is_of_the_whole_file"],
+    ),
     (D::VersionNeverFits, &["the_present_version_is_read"]),
     (
         D::SecretInAnError,

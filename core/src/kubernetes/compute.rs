@@ -57,6 +57,10 @@ pub struct Options {
     pub settings: Settings,
     /// The configuration of the filer: storages and transfers, as TOML.
     pub filer_config: String,
+    /// How long the one of another server is left alone while no pod is known that mounts it: a pod
+    /// may be on its way, and two servers of different ones may take turns while one replaces the
+    /// other.
+    pub keep_config: Duration,
     /// Time between a polite and a forced end.
     pub grace: Duration,
     /// How long an attempt may take.
@@ -127,7 +131,7 @@ impl KubernetesCompute {
     pub async fn open(cluster: Cluster, options: Options) -> Result<Self, String> {
         options.settings.check()?;
         let features = features(&cluster).await?;
-        let filer_config = FilerConfig::new(&cluster, options.filer_config);
+        let filer_config = FilerConfig::new(&cluster, options.filer_config, options.keep_config);
         let left = filer_config.leave(&cluster).await;
         left.map_err(|error| format!("cannot write the filer's configuration: {error}"))?;
         let pods = Arc::new(Pods::new(filer_config.name()));

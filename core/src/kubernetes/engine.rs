@@ -1,6 +1,7 @@
 //! The engine of a cluster, put together.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::cluster::Cluster;
 use super::compute::{self, KubernetesCompute};
@@ -8,6 +9,9 @@ use super::lease::Lease;
 use super::settings::Settings;
 use super::store::{ConfigMapStore, StoreSettings};
 use crate::scheduler::{self, Engine, TaskId};
+
+/// How long the filer's configuration of another server is left alone.
+const KEEP_CONFIG: Duration = Duration::from_hours(1);
 
 /// How the engine of a cluster works.
 #[derive(Clone, Debug)]
@@ -80,6 +84,7 @@ async fn parts(
     let options = compute::Options {
         settings: settings.kubernetes,
         filer_config: settings.filer_config,
+        keep_config: KEEP_CONFIG,
         grace: settings.scheduler.grace,
         time_limit: settings.scheduler.time_limit,
         owners: Some(Arc::new(move |task: &TaskId| heads.owner_reference(task))),

@@ -11,9 +11,9 @@
 
 pub(in crate::local) mod directory;
 
-use std::fs::{self, DirBuilder};
-use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -426,17 +426,33 @@ fn kill(directory: &Directory) -> io::Result<()> {
     }
 }
 
-/// What tells the server of a data directory from all others: made at its first start.
+/// What tells the server of a data directory from all others: made at its first start. The file
+/// tells its own inode too: a copy of the directory is another server's, which must not take the
+/// containers of the first for its own.
 fn server_name(data: &Path) -> io::Result<String> {
     let path = data.join("id");
-    match fs::read_to_string(&path) {
-        Ok(id) if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) => return Ok(id),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)?;
+    let inode = file.metadata()?.ino().to_string();
+    let mut text = String::new();
+    // Cut short by a full disk, it is not UTF-8 at worst.
+    let known = file
+        .read_to_string(&mut text)
+        .ok()
+        .and(text.split_once(' '));
+    if let Some((id, of)) = known
+        && of == inode
+        && id.len() == 32
+    {
+        return Ok(id.to_owned());
     }
     let id = format!("{:032x}", rand::random::<u128>());
     // On a full disk this start has one of its own.
-    if let Err(error) = fs::write(&path, &id) {
+    if let Err(error) = fs::write(&path, format!("{id} {inode}")) {
         tracing::warn!(path = %path.display(), %error, "cannot keep the name of this server");
     }
     Ok(id)
@@ -460,6 +476,11 @@ mod tests {
         let name = server_name(one.path()).unwrap();
         assert_eq!(server_name(one.path()).unwrap(), name);
         assert_ne!(server_name(two.path()).unwrap(), name);
+        // A copy is of another server.
+        fs::copy(one.path().join("id"), two.path().join("new")).unwrap();
+        fs::rename(two.path().join("new"), two.path().join("id")).unwrap();
+        assert_ne!(server_name(two.path()).unwrap(), name);
+        assert_eq!(server_name(one.path()).unwrap(), name);
         // As a full disk leaves it.
         fs::write(one.path().join("id"), "").unwrap();
         let new = server_name(one.path()).unwrap();

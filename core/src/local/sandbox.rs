@@ -25,6 +25,7 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
+use rustix::io::Errno;
 use rustix::thread::{
     CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities,
 };
@@ -256,7 +257,7 @@ fn enter() -> Result<ExitCode, NotStarted> {
             | CloneFlags::CLONE_NEWPID
             | CloneFlags::CLONE_NEWIPC,
     )
-    .map_err(|error| forbidden(&error))?;
+    .map_err(|error| unmade(&error.into()))?;
     let map = |name: &str, text: String| {
         std::fs::write(format!("/proc/self/{name}"), text).map_err(|error| forbidden(&error))
     };
@@ -292,21 +293,27 @@ fn keep_privileges() -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// Why there is no sandbox: something forbids it, or there was no room for it at present, as for a
-/// process where another task makes too many.
+/// Why there is no sandbox: this machine has none or forbids it, or there was no room for it at
+/// present, as for a process where another task makes too many.
 fn unmade(error: &std::io::Error) -> NotStarted {
-    match error.kind() {
-        std::io::ErrorKind::PermissionDenied => forbidden(error),
+    let none_allowed = || setting("user/max_user_namespaces").as_deref() == Some("0");
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        _ if error.kind() == std::io::ErrorKind::PermissionDenied => forbidden(error),
+        Some(Errno::NOSYS | Errno::INVAL | Errno::USERS) => forbidden(error),
+        // That so many are there already, as well.
+        Some(Errno::NOSPC) if none_allowed() => forbidden(error),
         _ => NotStarted::now(UNMADE, error),
     }
 }
 
+/// The value of a setting of the kernel, by its path below `/proc/sys`.
+fn setting(name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
+    Some(text.trim().to_owned())
+}
+
 /// The same where this machine forbids it for good, naming the setting.
 fn forbidden(error: &dyn std::fmt::Display) -> NotStarted {
-    let setting = |name: &str| {
-        let text = std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
-        Some(text.trim().to_owned())
-    };
     let cause = if setting("kernel/unprivileged_userns_clone").as_deref() == Some("0") {
         "kernel.unprivileged_userns_clone is 0: set it to 1"
     } else if setting("user/max_user_namespaces").as_deref() == Some("0") {
@@ -350,12 +357,13 @@ mod tests {
 
     #[test]
     fn only_what_is_forbidden_keeps_the_next_attempt_from_a_sandbox() {
-        use rustix::io::Errno;
         for errno in [Errno::AGAIN, Errno::NOMEM, Errno::NOENT, Errno::NOSPC] {
             let error = unmade(&errno.into());
             assert!(error.retryable && !error.reason.contains("name spaces"));
         }
-        let error = unmade(&Errno::PERM.into());
-        assert!(!error.retryable && error.reason.contains("user name spaces"));
+        for errno in [Errno::PERM, Errno::ACCESS, Errno::NOSYS, Errno::INVAL] {
+            let error = unmade(&errno.into());
+            assert!(!error.retryable && error.reason.contains("user name spaces"));
+        }
     }
 }

@@ -129,7 +129,7 @@ fn cannot_write(path: &std::path::Path, error: &std::io::Error) -> Unwritten {
 #[derive(Debug)]
 pub(super) struct Tail {
     keep: usize,
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     cut: bool,
 }
 

@@ -27,9 +27,48 @@ async fn ended(command: Command) -> Ended {
     tokio::time::timeout(LONG, run).await.expect("must end")
 }
 
+/// Waits until something holds.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < LONG, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Starts a command that says `ready`, and waits until it has.
+async fn ready(
+    mut command: Command,
+    stop: &CancellationToken,
+    grace: Duration,
+) -> tokio::task::JoinHandle<Ended> {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("out");
+    command.stdout = Some(out.clone());
+    let running = tokio::spawn(run(command, stop.clone(), grace));
+    until("it is ready", || {
+        std::fs::read_to_string(&out).is_ok_and(|text| text == "ready\n")
+    })
+    .await;
+    running
+}
+
+/// Whether a process runs; one that is only to be reaped does not.
+fn lives(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.contains(") Z ") && !stat.contains(") X "))
+}
+
+/// Another process writes it: while a file is open for writing here, a child that is just being
+/// started has it open too, and nobody can run it.
 fn script(directory: &Path, name: &str, content: &str, mode: u32) -> String {
     let path = directory.join(name);
-    std::fs::write(&path, content).unwrap();
+    let written = std::process::Command::new("sh")
+        .args(["-c", r#"printf %s "$1" > "$0""#])
+        .arg(&path)
+        .arg(content)
+        .status();
+    assert!(written.unwrap().success());
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
     path.to_str().unwrap().to_owned()
 }
@@ -261,25 +300,23 @@ async fn a_full_disk_is_told_but_never_blocks_the_command() {
 async fn a_command_that_ignores_term_is_killed_after_the_grace_time() {
     let stop = CancellationToken::new();
     let stubborn = shell("trap '' TERM; echo ready; sleep 60; sleep 60");
-    let running = tokio::spawn(run(stubborn, stop.clone(), Duration::from_millis(300)));
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let running = ready(stubborn, &stop, Duration::from_millis(300)).await;
     let begin = Instant::now();
     stop.cancel();
     let ended = tokio::time::timeout(LONG, running).await.unwrap().unwrap();
     assert_eq!((ended.exit_code, ended.stdout.as_str()), (137, "ready\n"));
     assert!(begin.elapsed() >= Duration::from_millis(300));
-    assert!(begin.elapsed() < Duration::from_secs(2));
 }
 
 #[tokio::test]
 async fn a_command_that_heeds_term_can_finish_its_work() {
     let stop = CancellationToken::new();
-    let polite = shell("trap 'echo bye; exit 5' TERM; sleep 60 & wait");
-    let running = tokio::spawn(run(polite, stop.clone(), LONG));
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let polite = shell("trap 'echo bye; exit 5' TERM; echo ready; sleep 60 & wait");
+    let running = ready(polite, &stop, LONG).await;
     stop.cancel();
     let ended = tokio::time::timeout(LONG, running).await.unwrap().unwrap();
-    assert_eq!((ended.exit_code, ended.stdout.as_str()), (5, "bye\n"));
+    let said = (ended.exit_code, ended.stdout.as_str());
+    assert_eq!(said, (5, "ready\nbye\n"));
 }
 
 #[tokio::test]
@@ -301,47 +338,42 @@ async fn the_time_limit_ends_a_command_and_says_so() {
 
 #[tokio::test]
 async fn what_the_command_leaves_in_its_group_is_killed() {
-    let begin = Instant::now();
     let ended = ended(shell("sleep 60 & echo $!")).await;
-    assert!(begin.elapsed() < DRAIN, "its output is closed with it");
-    let left: i32 = ended.stdout.trim().parse().unwrap();
+    assert_eq!(ended.note, None, "its output is closed with it");
     // Its files are closed before it is quite gone.
-    let lives = || {
-        let stat = std::fs::read_to_string(format!("/proc/{left}/stat"));
-        stat.is_ok_and(|stat| !stat.contains(") Z ") && !stat.contains(") X "))
-    };
-    while lives() {
-        assert!(begin.elapsed() < DRAIN, "{left} lives on");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until("it is gone", || !lives(ended.stdout.trim())).await;
 }
 
 #[tokio::test]
 async fn a_daemon_that_holds_the_output_open_does_not_hold_up_the_end() {
-    let begin = Instant::now();
-    let ended = ended(shell("setsid sh -c 'sleep 8' & echo before; sleep 0.2")).await;
+    let directory = tempfile::tempdir().unwrap();
+    let mark = directory.path().join("mark");
+    let mark = mark.display();
+    // It outlives what `ended` waits for.
+    let ended = ended(shell(&format!(
+        "setsid sh -c 'touch {mark}; sleep 60' & \
+         until [ -e {mark} ]; do sleep 0.01; done; echo before"
+    )))
+    .await;
     assert_eq!((ended.exit_code, ended.stdout.as_str()), (0, "before\n"));
-    assert!(
-        begin.elapsed() < Duration::from_secs(6),
-        "{:?}",
-        begin.elapsed()
-    );
     assert!(ended.note.unwrap().contains("held its output open"));
 }
 
 #[tokio::test]
 async fn dropping_a_run_kills_its_group() {
     let directory = tempfile::tempdir().unwrap();
-    let mark = directory.path().join("mark");
-    let late = shell(&format!("sleep 1; touch {}", mark.display()));
-    let run = run(late, CancellationToken::new(), LONG);
-    assert!(
-        tokio::time::timeout(Duration::from_millis(300), run)
-            .await
-            .is_err()
-    );
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert!(!mark.exists());
+    let file = directory.path().join("pids");
+    let long = shell(&format!("sleep 60 & echo $$ $! > {}; wait", file.display()));
+    let mut pids = String::new();
+    let runs = until("it runs", || {
+        pids = std::fs::read_to_string(&file).unwrap_or_default();
+        pids.ends_with('\n')
+    });
+    tokio::select! {
+        ended = run(long, CancellationToken::new(), LONG) => panic!("{ended:?}"),
+        () = runs => {}
+    }
+    until("it is gone", || !pids.split_whitespace().any(lives)).await;
 }
 
 #[tokio::test]
@@ -358,15 +390,12 @@ async fn many_commands_at_once_each_get_their_own_exit_code() {
 
 #[tokio::test]
 async fn huge_output_is_drained_and_only_its_end_kept() {
-    let mut command = shell("head -c 200000000 /dev/zero | tr '\\0' x; echo end");
+    let mut command = shell("head -c 20000000 /dev/zero | tr '\\0' x; echo end");
     command.tail = 1000;
-    let before = peak_memory();
     let ended = ended(command).await;
     assert_eq!(ended.exit_code, 0);
     assert_eq!(ended.stdout.len(), 1000);
     assert!(ended.stdout.ends_with("xxxend\n"));
-    let grown = peak_memory() - before;
-    assert!(grown < 32 * 1024, "grew by {grown} KiB");
 }
 
 #[tokio::test]
@@ -374,7 +403,10 @@ async fn streams_go_into_one_file_that_does_not_grow_for_ever() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("output");
     let append = || OpenOptions::new().append(true).create(true).open(&path);
-    let mut command = shell("echo out; sleep 0.2; echo err >&2");
+    let mut command = shell(&format!(
+        "echo out; until grep -q out {}; do sleep 0.01; done; echo err >&2",
+        path.display()
+    ));
     command.echo = Echo::File(Arc::new(append().unwrap()));
     assert_eq!(ended(command).await.stdout, "out\n");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "out\nerr\n");
@@ -387,10 +419,16 @@ async fn streams_go_into_one_file_that_does_not_grow_for_ever() {
     assert!((kept.len() as u64) < ECHO_SIZE, "{}", kept.len());
 }
 
-fn peak_memory() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+#[test]
+fn a_tail_does_not_grow_with_what_it_is_given() {
+    let mut tail = Tail::new(1000);
+    let piece = vec![b'x'; 64 << 10];
+    for _ in 0..3200 {
+        tail.push(&piece);
+    }
+    let room = tail.bytes.capacity();
+    assert!(room < 1 << 20, "{room}");
+    assert_eq!(tail.into_text().len(), 1000);
 }
 
 #[test]

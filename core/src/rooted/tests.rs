@@ -129,7 +129,7 @@ fn creating_never_writes_through_a_symlink() {
     assert!(root.create_file(&rel("dangling"), 0o600).is_err());
     assert!(root.create_new(&rel("dangling"), 0o600).is_err());
     assert!(root.set_mode(&rel("l"), 0o600).is_err());
-    let temp = root.create_temp(&rel("l"), 0o600).unwrap();
+    let temp = root.create_replacement(&rel("l"), 0o600, 0o700).unwrap();
     temp.keep().unwrap();
     assert!(!root.symlink_metadata(&rel("l")).unwrap().is_symlink());
     assert_eq!(std::fs::read(dir.path().join("root/d/f")).unwrap(), b"yes");

@@ -27,7 +27,8 @@ pub fn spawn(work: impl Future<Output = ()> + Send + 'static) {
 }
 
 /// The same `work`, for which [`finish`] waits, until it is done or dropped: a task that outlives
-/// who waits for it, or whose drop [`spawn`]s.
+/// who waits for it, or whose drop [`spawn`]s. What it gives is dropped after that, if nobody takes
+/// it: a task whose output [`spawn`]s in its drop has to send it instead.
 pub fn track<T>(work: impl Future<Output = T>) -> impl Future<Output = T> {
     TRACKED.track_future(work)
 }

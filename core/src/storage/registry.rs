@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use percent_encoding::percent_decode_str;
@@ -180,7 +181,8 @@ impl Registry {
 
     /// The storage for `url`: the longest prefix that matches. [`ErrorKind::Invalid`] without
     /// one, listing the prefixes that are served; [`ErrorKind::Denied`] for a path that `..`
-    /// takes out of its prefix, or that a server may read as one of another prefix.
+    /// takes out of its prefix, or that a server may read as one of another prefix, and for a host
+    /// that may be read as that of one.
     pub fn route(&self, url: &StorageUrl) -> Result<Arc<dyn Storage>> {
         let prefixes = self.routes.iter().map(|route| &route.prefix);
         match Prefix::choose(prefixes, url) {
@@ -189,9 +191,10 @@ impl Registry {
                 let (kind, text) = match why {
                     Unserved::Unknown => (ErrorKind::Invalid, format!("{why}; {}", self.served())),
                     Unserved::Nul => (ErrorKind::Invalid, why.to_string()),
-                    Unserved::Climbs | Unserved::ClimbsOut | Unserved::Ambiguous => {
-                        (ErrorKind::Denied, why.to_string())
-                    }
+                    Unserved::Climbs
+                    | Unserved::ClimbsOut
+                    | Unserved::Ambiguous
+                    | Unserved::OddHost => (ErrorKind::Denied, why.to_string()),
                 };
                 Err(Error::new(kind, url, text))
             }
@@ -230,6 +233,11 @@ pub(crate) enum Unserved {
     ClimbsOut,
     #[error("its path has an escaped slash or a backslash that could lead to another storage")]
     Ambiguous,
+    #[error(
+        "its host must be written plainly: letters, digits, `-`, `_` and dots (other letters as \
+         `xn--`), or an address in its usual form, and a port without zeros before it"
+    )]
+    OddHost,
     #[error("is not served here")]
     Unknown,
 }
@@ -264,7 +272,9 @@ impl Prefix {
                 "`{url}` must not hold credentials; they have keys of their own"
             ));
         }
-        let host = comparable_host(&url);
+        let Some(host) = comparable_host(&url) else {
+            return refused(&format_args!("`{text}` {}", Unserved::OddHost));
+        };
         if host.is_empty() && url.scheme() != "file" && !url.path_and_rest().is_empty() {
             return refused(&format_args!("`{text}` has a path but no host"));
         }
@@ -292,10 +302,17 @@ impl Prefix {
         url: &StorageUrl,
     ) -> std::result::Result<usize, Unserved> {
         let path = Path::of(url).ok_or(Unserved::Nul)?;
-        let host = comparable_host(url);
-        let mut here = prefixes
+        let of_scheme = prefixes
             .enumerate()
-            .filter(|(_, prefix)| prefix.is_of(url.scheme(), &host));
+            .filter(|(_, p)| p.scheme == url.scheme());
+        let host = match comparable_host(url) {
+            Some(host) => host,
+            None if of_scheme.clone().any(|(_, prefix)| prefix.host.is_some()) => {
+                return Err(Unserved::OddHost);
+            }
+            None => url.host().to_owned(),
+        };
+        let mut here = of_scheme.filter(|(_, prefix)| prefix.is_at(&host));
         let first = |form: fn(&Path) -> &Components| {
             let mut here = here.clone();
             here.find(|(_, prefix)| form(&path).starts_with(form(&prefix.path)))
@@ -327,12 +344,11 @@ impl Prefix {
         (self.host.is_some(), self.path.names.len())
     }
 
-    fn is_of(&self, scheme: &str, host: &str) -> bool {
-        let host_matches = match &self.host {
+    fn is_at(&self, host: &str) -> bool {
+        match &self.host {
             Some(own) => own == host,
-            None => scheme != "file" || host.is_empty(),
-        };
-        self.scheme == scheme && host_matches
+            None => self.scheme != "file" || host.is_empty(),
+        }
     }
 }
 
@@ -406,20 +422,46 @@ pub(crate) fn is_object_store(scheme: &str) -> bool {
     matches!(scheme, "s3" | "gs")
 }
 
-/// The host in lower case, without the scheme's default port; of `file:`, `localhost` is none.
-fn comparable_host(url: &StorageUrl) -> String {
-    let host = url.host().to_ascii_lowercase();
+/// The host in the one way in which prefixes are compared: in lower case, an address in its usual
+/// form, without the scheme's default port and a dot at the end; of `file:`, `localhost` is none.
+///
+/// `None` for a host that clients read in more than one way: escapes, other letters than those of
+/// names, numbers that mean addresses.
+fn comparable_host(url: &StorageUrl) -> Option<String> {
+    let written = url.host().to_ascii_lowercase();
     let default_port = match url.scheme() {
-        "http" => ":80",
-        "https" => ":443",
-        "ftp" => ":21",
-        "ftps" => ":990",
-        "sftp" => ":22",
-        "file" if host == "localhost" => return String::new(),
-        _ => return host,
+        "http" | "dav" => 80,
+        "https" | "davs" => 443,
+        "ftp" => 21,
+        "ftps" => 990,
+        "sftp" => 22,
+        "file" if written == "localhost" => return Some(String::new()),
+        _ => return Some(written),
     };
-    let bare = host.strip_suffix(default_port).or(host.strip_suffix(':'));
-    bare.unwrap_or(&host).to_owned()
+    let (name, port) = if let Some(bracketed) = written.strip_prefix('[') {
+        let (address, port) = bracketed.split_once(']')?;
+        let address: Ipv6Addr = address.parse().ok()?;
+        (address.to_canonical().to_string(), port)
+    } else {
+        let (name, port) = written.split_at(written.find(':').unwrap_or(written.len()));
+        let name = name.strip_suffix('.').unwrap_or(name);
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        let last = name.rsplit('.').next().unwrap_or_default();
+        let is_number = last.starts_with(|c: char| c.is_ascii_digit())
+            && (last.starts_with("0x") || last.bytes().all(|b| b.is_ascii_digit()));
+        if !name.chars().all(is_plain) || is_number && name.parse::<Ipv4Addr>().is_err() {
+            return None;
+        }
+        (name.to_owned(), port)
+    };
+    let digits = port.strip_prefix(':').unwrap_or_default();
+    match digits.parse() {
+        _ if port.is_empty() || port == ":" => Some(name),
+        Ok(number) if digits != u16::to_string(&number) => None,
+        Ok(number) if number == default_port => Some(name),
+        Ok(number) => Some(format!("{name}:{number}")),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

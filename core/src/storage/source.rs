@@ -196,8 +196,9 @@ impl Source {
                 url,
                 version,
             } => {
-                let stream = storage.read(url, range.into(), version.as_ref()).await?;
-                stream
+                let opened = storage.read(url, range.into(), version.as_ref()).await?;
+                opened
+                    .bytes
                     .flat_map(|chunk| match chunk {
                         Ok(chunk) => chunks(chunk).left_stream(),
                         Err(error) => stream::iter([Err(error)]).right_stream(),

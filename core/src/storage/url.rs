@@ -8,6 +8,7 @@ use percent_encoding::{
 };
 
 use crate::rooted::RelPath;
+use crate::storage::registry::is_object_store;
 
 /// The address of a file or directory: scheme, authority, and a path that is kept exactly as it
 /// was written.
@@ -128,14 +129,12 @@ impl StorageUrl {
     /// as the scheme needs, with exactly one slash at the joint, query kept at the end.
     #[must_use]
     pub fn join(&self, relative: &str) -> Self {
-        let relative = match self.scheme.as_str() {
-            "s3" | "gs" => relative.to_owned(),
-            _ => utf8_percent_encode(relative, UNSAFE_IN_PATH).to_string(),
-        };
-        let (path, tail) = if matches!(self.scheme.as_str(), "s3" | "gs") {
-            (self.rest.as_str(), "")
+        let (relative, path, tail) = if is_object_store(&self.scheme) {
+            (relative.to_owned(), self.rest.as_str(), "")
         } else {
-            self.rest.split_at(self.path().len())
+            let escaped = utf8_percent_encode(relative, UNSAFE_IN_PATH).to_string();
+            let (path, tail) = self.rest.split_at(self.path().len());
+            (escaped, path, tail)
         };
         let rest = format!(
             "{}/{}{tail}",

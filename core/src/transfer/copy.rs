@@ -39,7 +39,7 @@ pub struct Copied {
 }
 
 impl Copied {
-    fn and(self, other: Self) -> Self {
+    pub(super) fn and(self, other: Self) -> Self {
         Self {
             files: self.files + other.files,
             bytes: self.bytes + other.bytes,
@@ -107,13 +107,7 @@ impl Engine {
     /// must be a URL. The first failure ends the rest.
     pub async fn copy_directory(&self, from: &End, to: &End) -> Result<Copied> {
         match (from, to) {
-            (End::Url(from), End::Local(to)) => {
-                let moved = self.fetch_all(from, to, Placing::Copied).await?;
-                Ok(Copied {
-                    files: moved.len() as u64,
-                    bytes: moved.iter().map(|file| file.size).sum(),
-                })
-            }
+            (End::Url(from), End::Local(to)) => self.fetch_all(from, to, Placing::Copied).await,
             (End::Local(from), End::Url(to)) => {
                 let (engine, from, target) = (self.clone(), from.clone(), to.clone());
                 spawned(

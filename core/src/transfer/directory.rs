@@ -1,7 +1,7 @@
 //! Whole directories: a listing, streamed, its files moved in parallel.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry as Slot;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::placing::Placing;
 use super::retry::{Retry, in_time};
-use super::{Engine, IN_TURN, Moved, in_turn};
+use super::{Copied, Engine, IN_TURN, Moved, in_turn};
 use crate::rooted::RelPath;
 use crate::storage::file::blocking;
 use crate::storage::source::SMALL;
@@ -19,10 +19,9 @@ use crate::storage::{
     StorageUrl,
 };
 
-/// The most files and directories that a listing may name, those in the paths of others counted.
+/// The most files and directories that a listing may name, those in the paths of others counted. They
+/// take 100 MiB of memory at most, however long they are.
 const MOST_NAMES: usize = 1_000_000;
-/// The most bytes that their paths may have together.
-const MOST_BYTES: usize = 256 << 20;
 /// The longest path that Linux takes is shorter than this.
 const LONGEST_PATH: usize = 4096;
 
@@ -41,16 +40,16 @@ impl Engine {
         url: &StorageUrl,
         to: &LocalPath,
         placing: Placing,
-    ) -> Result<Vec<Moved>> {
+    ) -> Result<Copied> {
         if !storage.capabilities().list {
             return Err(Error::unsupported(url, "listing directories"));
         }
         let mut files = JoinSet::new();
         let listed = self.fetch_listed(storage, url, to, placing, &mut files);
-        let moved = listed.await;
+        let copied = listed.await;
         // After a failure: nothing of the rest may go on behind the caller's back.
         files.shutdown().await;
-        moved
+        copied
     }
 
     async fn fetch_listed(
@@ -59,11 +58,11 @@ impl Engine {
         url: &StorageUrl,
         to: &LocalPath,
         placing: Placing,
-        files: &mut JoinSet<Result<Vec<Moved>>>,
-    ) -> Result<Vec<Moved>> {
+        files: &mut JoinSet<Result<Copied>>,
+    ) -> Result<Copied> {
         make_directory(to, RelPath::default(), placing).await?;
         let mut names = Names::default();
-        let mut moved = Vec::new();
+        let mut copied = Copied::default();
         let mut small = Vec::new();
         let mut retry = Retry::new(&self.settings);
         'listing: loop {
@@ -109,11 +108,11 @@ impl Engine {
                     files.spawn(async move {
                         let _permit = permit;
                         let moved = engine.fetch_named(&storage, file, &to, placing);
-                        Ok(vec![engine.begun(moved).await?])
+                        Ok(engine.begun(moved).await?.into())
                     });
                 }
                 while let Some(done) = files.try_join_next() {
-                    moved.extend(finished(url, done)?);
+                    copied = copied.and(finished(url, done)?);
                 }
             }
         }
@@ -121,10 +120,9 @@ impl Engine {
             self.fetch_in_turn(storage, small, to, placing, files).await;
         }
         while let Some(done) = files.join_next().await {
-            moved.extend(finished(url, done)?);
+            copied = copied.and(finished(url, done)?);
         }
-        moved.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(moved)
+        Ok(copied)
     }
 
     async fn fetch_named(
@@ -138,8 +136,7 @@ impl Engine {
             root: to.root.clone(),
             path: to.path.join(&path),
         };
-        let moved = self.fetch(storage, &from, Some(info), &to, placing).await?;
-        Ok(Moved { path, ..moved })
+        self.fetch(storage, &from, Some(info), &to, placing).await
     }
 
     async fn fetch_in_turn(
@@ -148,7 +145,7 @@ impl Engine {
         small: Vec<Named>,
         to: &LocalPath,
         placing: Placing,
-        files: &mut JoinSet<Result<Vec<Moved>>>,
+        files: &mut JoinSet<Result<Copied>>,
     ) {
         let permit = self.limits.file().await;
         let (engine, storage, to) = (self.clone(), storage.clone(), to.clone());
@@ -162,7 +159,11 @@ impl Engine {
                     engine.begun(moved).await
                 }
             });
-            Box::pin(in_turn(&shown, permit, transfers)).await
+            let moved = Box::pin(in_turn(&shown, permit, transfers)).await?;
+            Ok(moved
+                .into_iter()
+                .map(Copied::from)
+                .fold(Copied::default(), Copied::and))
         });
     }
 
@@ -218,8 +219,11 @@ pub(super) fn ended<T>(url: &StorageUrl, done: io::Result<Result<T>>) -> Result<
 pub(super) struct Names {
     /// Which run of the listing this is, from 1: a retried one names everything again.
     pass: u32,
-    seen: HashMap<RelPath, Name>,
-    room: Room,
+    seen: HashMap<u128, Name>,
+    /// The keys of [`hash`](Names::hash), which no server knows.
+    keys: [RandomState; 2],
+    /// How many more may come.
+    room: usize,
 }
 
 #[derive(Debug)]
@@ -230,49 +234,31 @@ struct Name {
     pass: u32,
 }
 
-/// How much more a listing may name.
-#[derive(Debug)]
-struct Room {
-    names: usize,
-    bytes: usize,
-}
-
-impl Default for Room {
-    fn default() -> Self {
-        Self {
-            names: MOST_NAMES,
-            bytes: MOST_BYTES,
-        }
-    }
-}
-
-impl Room {
-    fn take(&mut self, url: &StorageUrl, path: &RelPath) -> Result<()> {
-        let bytes = path.as_path().as_os_str().len();
-        let left = self.names.checked_sub(1);
-        let Some((names, bytes)) = left.zip(self.bytes.checked_sub(bytes)) else {
-            let message = format!(
-                "the listing is refused: it has more than {MOST_NAMES} names or {} MiB of paths",
-                MOST_BYTES >> 20
-            );
-            return Err(Error::new(ErrorKind::Invalid, url, message));
-        };
-        *self = Self { names, bytes };
-        Ok(())
-    }
-}
-
 impl Default for Names {
     fn default() -> Self {
         Self {
             pass: 1,
             seen: HashMap::new(),
-            room: Room::default(),
+            keys: Default::default(),
+            room: MOST_NAMES,
         }
     }
 }
 
 impl Names {
+    /// What a path is known by: of two million no two have the same.
+    fn hash(&self, path: &RelPath) -> u128 {
+        let [one, two] = &self.keys;
+        u128::from(one.hash_one(path)) << 64 | u128::from(two.hash_one(path))
+    }
+
+    fn take_room(&mut self, url: &StorageUrl) -> Result<()> {
+        let message = || format!("the listing is refused: it has more than {MOST_NAMES} names");
+        let left = self.room.checked_sub(1);
+        self.room = left.ok_or_else(|| Error::new(ErrorKind::Invalid, url, message()))?;
+        Ok(())
+    }
+
     /// The path of an entry that is safe to make; `None` for one that was dealt with in an
     /// earlier run, or that is the listed directory itself.
     pub(super) fn admit(&mut self, url: &StorageUrl, entry: &Entry) -> Result<Option<RelPath>> {
@@ -301,30 +287,29 @@ impl Names {
         let mut parent = path.parent();
         while let Some(directory) = parent.filter(|p| !p.is_root()) {
             parent = directory.parent();
-            match self.seen.entry(directory) {
-                Slot::Occupied(known) if known.get().is_file => {
-                    return Err(refused("lies below a file"));
-                }
+            let directory = self.hash(&directory);
+            match self.seen.get(&directory) {
+                Some(known) if known.is_file => return Err(refused("lies below a file")),
                 // Its own parents are known too.
-                Slot::Occupied(_) => break,
-                Slot::Vacant(new) => {
-                    self.room.take(url, new.key())?;
+                Some(_) => break,
+                None => {
+                    self.take_room(url)?;
                     let is_file = false;
-                    new.insert(Name { is_file, pass: 0 });
+                    self.seen.insert(directory, Name { is_file, pass: 0 });
                 }
             }
         }
-        let pass = self.pass;
-        match self.seen.entry(path.clone()) {
-            Slot::Vacant(new) => {
-                self.room.take(url, &path)?;
-                new.insert(Name { is_file, pass });
+        let (pass, hash) = (self.pass, self.hash(&path));
+        match self.seen.get_mut(&hash) {
+            None => {
+                self.take_room(url)?;
+                self.seen.insert(hash, Name { is_file, pass });
                 Ok(Some(path))
             }
-            Slot::Occupied(known) if known.get().is_file != is_file => {
+            Some(known) if known.is_file != is_file => {
                 Err(refused("is both a file and a directory"))
             }
-            Slot::Occupied(mut known) => match std::mem::replace(&mut known.get_mut().pass, pass) {
+            Some(known) => match std::mem::replace(&mut known.pass, pass) {
                 before if before == pass => Err(refused("is listed twice")),
                 // A directory that was only seen as a parent: files will have made it.
                 _ => Ok((!is_file).then_some(path)),
@@ -409,20 +394,18 @@ mod tests {
 
     #[test]
     fn a_listing_that_never_ends_is_refused() {
-        let names = |names, bytes| Names {
-            room: Room { names, bytes },
+        let mut full = Names {
+            room: 3,
             ..Names::default()
         };
-        for (mut full, what) in [(names(3, 100), "names"), (names(100, 6), "bytes")] {
-            // A directory that is only in a path counts as well, and only once.
-            assert!(admit(&mut full, "d/a", file()).unwrap().is_some());
-            assert!(admit(&mut full, "e", file()).unwrap().is_some());
-            assert!(admit(&mut full, "d", EntryKind::Directory).is_ok());
-            let error = admit(&mut full, "ff", file()).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Invalid, "{what}");
-            assert!(!error.is_retryable());
-            assert!(error.to_string().contains("1000000 names"), "{error}");
-        }
+        // A directory that is only in a path counts as well, and only once.
+        assert!(admit(&mut full, "d/a", file()).unwrap().is_some());
+        assert!(admit(&mut full, "e", file()).unwrap().is_some());
+        assert!(admit(&mut full, "d", EntryKind::Directory).is_ok());
+        let error = admit(&mut full, "ff", file()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(!error.is_retryable());
+        assert!(error.to_string().contains("1000000 names"), "{error}");
         let deep = "d/".repeat(3000) + "f";
         assert!(admit(&mut Names::default(), &deep, file()).is_err());
     }

@@ -13,7 +13,7 @@ use super::read::{Reader, RemoteFile};
 use super::retry::Retry;
 use super::verify::{Hasher, check};
 use super::{Engine, Moved};
-use crate::rooted::{RelPath, TempFile};
+use crate::rooted::TempFile;
 use crate::storage::file::{Shared, Sink as _, Writer, blocking, read_file};
 use crate::storage::source::{Meter as _, SMALL};
 use crate::storage::{
@@ -90,7 +90,6 @@ impl Engine {
             {
                 Ok(size) => {
                     return Ok(Moved {
-                        path: RelPath::default(),
                         url: url.to_string(),
                         size,
                     });

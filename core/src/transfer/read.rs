@@ -15,7 +15,7 @@ use crate::storage::file::Writer;
 use crate::storage::turns::Turns;
 use crate::storage::{
     ByteRange, ByteStream, Capabilities, Checksum, Entry, EntryKind, Error, ErrorKind, FileInfo,
-    Result, Storage, StorageUrl, Version,
+    Opened, Result, Storage, StorageUrl, Version,
 };
 
 /// A stream that got on by this many bytes has earned its retries anew.
@@ -133,7 +133,7 @@ impl Reader {
                     end: if whole { None } else { self.end },
                 };
                 let version = self.file.info.version.as_ref();
-                let opening = self.file.storage.open(url, range, version);
+                let opening = self.file.storage.read(url, range, version);
                 let opened = in_time(&self.settings, url, opening).await?;
                 if self.at == self.start {
                     self.told = opened.checksum;
@@ -221,12 +221,7 @@ impl Storage for Resuming {
         self.file.storage.stat(url).await
     }
 
-    async fn read(
-        &self,
-        _: &StorageUrl,
-        range: ByteRange,
-        _: Option<&Version>,
-    ) -> Result<ByteStream> {
+    async fn read(&self, _: &StorageUrl, range: ByteRange, _: Option<&Version>) -> Result<Opened> {
         let compared = Compared {
             reader: Reader::new(&self.file, &self.settings, range),
             up_to: self.up_to.clone(),
@@ -237,7 +232,7 @@ impl Storage for Resuming {
         let bytes = stream::try_unfold(compared, |mut compared| async move {
             Ok(compared.next().await?.map(|chunk| (chunk, compared)))
         });
-        Ok(bytes.boxed())
+        Ok(bytes.boxed().into())
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Engine, Settings};
 use crate::storage::turns::Turns;
-use crate::storage::{Error, ErrorKind, Result, StorageUrl};
+use crate::storage::{Error, ErrorKind, Result, StorageUrl, wait_for_turn};
 
 /// The longest wait that a server may ask for; one that asks for more is given up on.
 const LONGEST_ASKED: Duration = Duration::from_mins(10);
@@ -37,7 +37,8 @@ impl Retry {
         }
         let wait = asked.max(self.backoff());
         tracing::warn!(%error, attempt = self.failures, ?wait, "trying again");
-        tokio::time::sleep(wait).await;
+        // A reading waits inside of the write that it feeds, which must not be taken for dead.
+        wait_for_turn(tokio::time::sleep(wait)).await;
         Ok(())
     }
 

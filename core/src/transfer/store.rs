@@ -44,7 +44,6 @@ impl Engine {
             }
         }
         Ok(Moved {
-            path: RelPath::default(),
             url: url.to_string(),
             size,
         })

@@ -36,19 +36,35 @@ impl Hasher {
         }
     }
 
-    /// Whether what was seen has the checksum `wanted`.
-    pub(super) fn check(self, url: &StorageUrl, wanted: Option<&Checksum>) -> Result<()> {
-        let computed = match self {
-            Self::Nothing => return Ok(()),
+    /// Of what was seen; `None` if nothing was computed.
+    fn checksum(self) -> Option<Checksum> {
+        Some(match self {
+            Self::Nothing => return None,
             Self::Md5(hasher) => Checksum::Md5(hasher.finalize().into()),
             Self::Sha256(hasher) => Checksum::Sha256(hasher.finalize().into()),
             Self::Crc(hasher, checksum) => checksum(hasher.finalize()),
+        })
+    }
+
+    /// Whether what was seen has the checksum `wanted`.
+    pub(super) fn check(self, url: &StorageUrl, wanted: Option<&Checksum>) -> Result<()> {
+        let Some((computed, wanted)) = self.checksum().zip(wanted) else {
+            return Ok(());
         };
-        if wanted.is_none_or(|wanted| *wanted == computed) {
+        if computed == *wanted {
             return Ok(());
         }
         let message = "its content does not have the checksum that its storage tells";
         Err(Error::new(ErrorKind::Corrupt, url, message))
+    }
+}
+
+impl Checksum {
+    /// Whether `content` has this checksum.
+    pub fn is_of(&self, content: &[u8]) -> bool {
+        let mut hasher = Hasher::like(Some(self));
+        hasher.update(content);
+        hasher.checksum().as_ref() == Some(self)
     }
 }
 

@@ -3,12 +3,13 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use tesk_core::local::{self, LocalSettings};
 use tesk_core::scheduler::TaskId;
 use tesk_core::tes::State;
 
@@ -26,12 +27,28 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
+/// A task loses an attempt with each server that is killed before it has started that.
+fn lenient(settings: &mut LocalSettings) {
+    settings.scheduler.max_attempts = 100;
+    settings.scheduler.max_back_off = Duration::from_secs(1);
+}
+
 /// An engine in a process of its own: reads a task from each line, answers with its id.
 pub(crate) fn server(place: &Path) -> ExitCode {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
-        let settings = settings(place).expect("settings");
-        let engine = tesk_core::local::open(settings).await.expect("an engine");
+        let mut settings = settings(place).expect("settings");
+        lenient(&mut settings);
+        // Something of the process before may still be going.
+        let end = Instant::now() + Duration::from_secs(30);
+        let engine = loop {
+            match local::open(settings.clone()).await {
+                Err(error) if error.to_string().contains("in use") && Instant::now() < end => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                other => break other.expect("an engine"),
+            }
+        };
         println!("ready");
         for line in std::io::stdin().lines() {
             let document: Value = serde_json::from_str(&line.expect("a line")).expect("JSON");
@@ -101,7 +118,7 @@ async fn a_killed_engine_loses_no_task_and_runs_none_twice() -> Result<()> {
         tokio::time::sleep(Duration::from_millis(round * 9)).await;
         server.kill()?;
     }
-    let running = place.start().await?;
+    let running = place.start_with(lenient).await?;
     for (index, id) in ids.iter().enumerate() {
         let record = running.end(id).await?;
         ended(&record, State::Complete)?;

@@ -603,13 +603,17 @@ async fn a_working_directory_is_made() -> Result<()> {
 async fn what_a_command_leaves_behind_is_ended() -> Result<()> {
     let place = Place::new()?;
     let running = place.start().await?;
-    let beat = "while :; do echo >> /vol/beat; sleep 0.01; done";
-    let script = format!("({beat}) & setsid sh -c '{beat}' >/dev/null 2>&1 & sleep 0.1");
+    let beat = |file| format!("while :; do echo >> {file}; sleep 0.01; done");
+    let (a, b) = (beat("/vol/a"), beat("/vol/b"));
+    let script = format!(
+        "({a}) & setsid sh -c '{b}' >/dev/null 2>&1 & \
+         until [ -s /vol/a ] && [ -s /vol/b ]; do sleep 0.01; done"
+    );
     let task = json!({
         "volumes": ["/vol"],
         "executors": [
             executor(&script),
-            executor("wc -l < /vol/beat; sleep 0.2; wc -l < /vol/beat"),
+            executor("cat /vol/a /vol/b | wc -l; sleep 0.2; cat /vol/a /vol/b | wc -l"),
         ],
     });
     let record = running.run(&place, &task).await?;
@@ -663,18 +667,21 @@ async fn a_command_that_ignores_term_is_killed_after_the_grace() -> Result<()> {
     let running = place
         .start_with(|settings| settings.scheduler.grace = Duration::from_millis(300))
         .await?;
-    let script = "trap '' TERM; echo said; setsid sleep 60 & while :; do sleep 0.05; done";
+    let script = "trap '' TERM; echo said; setsid sleep 60 & : > /work/trapped; \
+                  while :; do sleep 0.05; done";
     let task = json!({ "volumes": ["/work"], "executors": [executor(script)] });
     let id = running.submit(&place, &task).await?;
-    running.until(&id, |s| s == State::Running).await?;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let scratch = place.path().join(format!("data/attempts/{id}-1/scratch"));
+    eventually("TERM is ignored", || {
+        Ok(scratch.join("work/trapped").exists())
+    })
+    .await?;
     let asked = Instant::now();
     running.cancel(&id).await?;
     let record = running.end(&id).await?;
     ended(&record, State::Canceled)?;
     let took = asked.elapsed();
     ensure!(took > Duration::from_millis(300), "{took:?}");
-    ensure!(took < Duration::from_secs(5), "{took:?}");
     let log = record.logs[0].logs.first().context("the executor's log")?;
     ensure!(
         log.stdout.as_deref() == Some("said\n") && log.exit_code == 137,
@@ -790,7 +797,7 @@ async fn a_small_task_costs_little() -> Result<()> {
         best = best.min(begun.elapsed());
     }
     eprintln!("a task of `true` took {best:?}");
-    // Far above what it takes, for slow machines and unoptimised builds.
-    ensure!(best < Duration::from_millis(500), "{best:?}");
+    // Far above what it takes on any machine, and below a poll of the scheduler.
+    ensure!(best < Duration::from_secs(5), "{best:?}");
     Ok(())
 }

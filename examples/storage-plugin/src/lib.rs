@@ -24,8 +24,8 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use tesk_backends::http::HttpFactory;
 use tesk_core::storage::{
-    ByteRange, ByteStream, Capabilities, Checksum, ConfigEntry, ConfigError, Entry, EntryKind,
-    Error, ErrorKind, Factory, FileInfo, Result, Storage, StorageUrl, Version,
+    ByteRange, Capabilities, Checksum, ConfigEntry, ConfigError, Entry, EntryKind, Error,
+    ErrorKind, Factory, FileInfo, Opened, Result, Storage, StorageUrl, Version,
 };
 
 /// Where a service has its objects.
@@ -118,7 +118,7 @@ impl Drs {
         let address = self.address(url, &format!("{}://{address}", self.scheme))?;
         let mut reply = self.service.read(&address, ByteRange::FULL, None).await?;
         let mut text = Vec::new();
-        while let Some(chunk) = reply.try_next().await? {
+        while let Some(chunk) = reply.bytes.try_next().await? {
             text.extend_from_slice(&chunk);
             if text.len() > LONGEST {
                 return fail(ErrorKind::Other, url, "the reply is too long");
@@ -202,7 +202,7 @@ impl Storage for Drs {
         url: &StorageUrl,
         range: ByteRange,
         wanted: Option<&Version>,
-    ) -> Result<ByteStream> {
+    ) -> Result<Opened> {
         let object = self.object(url).await?;
         if wanted.is_some() && wanted != version(&object).as_ref() {
             return fail(ErrorKind::Corrupt, url, "it has changed meanwhile");
@@ -212,7 +212,7 @@ impl Storage for Drs {
             return fail(ErrorKind::Invalid, url, "it ends before this range");
         }
         if range.start == end {
-            return Ok(stream::empty().boxed());
+            return Ok(stream::empty().boxed().into());
         }
         let access = self.access(url, object).await?;
         let address = self.address(url, &access.url)?;

@@ -49,7 +49,7 @@ async fn read(id: &str, answer: Answer) -> (Result<Vec<u8>>, Vec<(String, Header
     let plain = format!("drs://{address}/o").parse().unwrap();
     let storage = registry.build(&[entry]).unwrap().route(&plain);
     let read = async {
-        let bytes = storage?.read(&url, ByteRange::from(1), None).await?;
+        let bytes = storage?.read(&url, ByteRange::from(1), None).await?.bytes;
         Ok(bytes.try_collect::<Vec<_>>().await?.concat())
     };
     let read = read.await;

@@ -124,8 +124,8 @@ fn a_command_that_takes_the_lock_file_away_gains_nothing() {
     pod.shell("touch second");
     let containers = pod.start();
     pod.until(FIRST, |seen| *seen == Seen::Running);
-    // Long enough for everybody to have seen it.
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    // The second executor and the outputs have seen it.
+    until(|| containers[2..].iter().all(|waits| waits.holds(&alive)));
     std::fs::write(pod.at("w/go"), "").unwrap();
     let codes: Vec<_> = containers.into_iter().map(|c| c.end().code()).collect();
     assert_eq!(codes, [0, 137, 125, 0]);
@@ -173,7 +173,7 @@ fn a_record_with_more_failures_than_it_can_hold_is_shortened_and_keeps_a_definit
         .collect();
     let (tell, told) = std::sync::mpsc::channel();
     std::thread::spawn(move || tell.send(turn.record(record)));
-    let told = told.recv_timeout(std::time::Duration::from_secs(20));
+    let told = told.recv_timeout(std::time::Duration::from_mins(5));
     told.expect("it ends").unwrap();
     let Seen::Over(record) = pod.seen(FIRST) else {
         panic!("{:?}", pod.seen(FIRST));

@@ -75,27 +75,25 @@ fn a_supervisor_killed_while_it_waits_for_its_turn_is_noticed_when_that_comes() 
 }
 
 #[test]
-fn inputs_killed_before_or_while_they_are_placed_are_tried_again() {
+fn inputs_killed_before_they_begin_are_waited_for_until_the_pod_is_told() {
     let pod = pod();
     assert!(pod.prepare().status.success());
+    // Without it they do not begin.
+    std::fs::remove_file(pod.at("handover/prepared")).unwrap();
     let executors = [pod.exec(0), pod.exec(1)].map(Container::start);
     let outputs = Container::start(pod.filer("outputs"));
-    // Stopped in its tracks, as early as possible; then killed.
     let inputs = Container::start(pod.filer("inputs"));
-    inputs.signal(Signal::STOP);
     inputs.signal(Signal::KILL);
     assert_eq!(inputs.end().code(), 137);
-    if pod.seen(Step::Inputs) == Seen::NotStarted {
-        // Nobody waits for what never began, once told so: the scheduler sees its container.
-        std::fs::write(pod.at("stop"), "inputs is gone").unwrap();
-        assert_eq!(executors.map(|c| c.end().code()), [125, 125]);
-        assert_eq!(outputs.end().code(), 0);
-        assert_eq!(pod.report().outcome, Outcome::SystemError);
-    } else {
-        assert_eq!(executors.map(|c| c.end().code()), [125, 125]);
-        assert_eq!(outputs.end().code(), 0);
-        assert_eq!(pod.report().outcome, Outcome::Retry);
+    assert_eq!(pod.seen(Step::Inputs), Seen::NotStarted);
+    for step in [FIRST, Step::Executor(1), Step::Outputs] {
+        pod.until(step, |seen| *seen == Seen::Running);
     }
+    // Nobody waits for what never began, once told so: the scheduler sees its container.
+    std::fs::write(pod.at("stop"), "inputs is gone").unwrap();
+    assert_eq!(executors.map(|c| c.end().code()), [125, 125]);
+    assert_eq!(outputs.end().code(), 0);
+    assert_eq!(pod.report().outcome, Outcome::SystemError);
     assert!(!exists(&pod.at("w/out")));
 }
 
@@ -137,16 +135,17 @@ fn outputs_killed_leave_no_report_and_a_second_look_sees_the_death() {
 #[test]
 fn a_pod_told_to_end_ends_everywhere_at_once() {
     let pod = pod();
-    let containers = pod.start();
+    let mut containers = pod.start();
     until(|| exists(&pod.at("w/out")));
-    pod.until(Step::Outputs, |seen| *seen == Seen::Running);
-    // Those that wait come first: else they might see the death of the others before.
-    for container in containers.iter().skip(1).rev() {
-        container.signal(Signal::TERM);
-        std::thread::sleep(std::time::Duration::from_millis(20));
+    for step in [Step::Executor(1), Step::Outputs] {
+        pod.until(step, |seen| *seen == Seen::Running);
     }
-    let codes: Vec<_> = containers.into_iter().map(|c| c.end().code()).collect();
-    assert_eq!(codes, [0, 143, 143, 143]);
+    // Those that wait come first: else they might see the death of the others before.
+    for container in containers.drain(1..).rev() {
+        container.signal(Signal::TERM);
+        assert_eq!(container.end().code(), 143);
+    }
+    assert_eq!(containers.remove(0).end().code(), 0);
     assert!(
         !exists(&pod.at("store/out")),
         "nothing is delivered after a cancel"

@@ -71,6 +71,13 @@ impl Pod {
         self.directory.path().join(name)
     }
 
+    /// Adds an entry to the configuration.
+    pub(super) fn serve(&self, storage: &str) {
+        let mut config = std::fs::read_to_string(self.at("tesk.toml")).unwrap();
+        config.push_str(storage);
+        std::fs::write(self.at("tesk.toml"), config).unwrap();
+    }
+
     /// A path in scratch, as executors name it.
     pub(super) fn work(&self, name: &str) -> String {
         self.at("w").join(name).to_str().unwrap().to_owned()
@@ -312,6 +319,15 @@ impl Container {
 
     pub(super) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Whether it has this file open.
+    pub(super) fn holds(&self, path: &Path) -> bool {
+        let path = path.canonicalize().unwrap();
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        files
+            .filter_map(|file| std::fs::read_link(file.ok()?.path()).ok())
+            .any(|open| open == path)
     }
 
     /// Waits for its end, but not for ever.

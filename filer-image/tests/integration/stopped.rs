@@ -1,5 +1,6 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -79,6 +80,8 @@ fn serve(mut connection: &TcpStream, asked: &Mutex<Vec<String>>) -> Option<()> {
     }
 }
 
+const WEBDAV: &str = "[[storage]]\ntype = \"http\"\nprefix = \"http://SERVER/\"\nwebdav = true\n";
+
 const UPLOAD: &str = "<InitiateMultipartUploadResult><Bucket>bucket</Bucket><Key>x</Key>\
                       <UploadId>up1</UploadId></InitiateMultipartUploadResult>";
 
@@ -92,12 +95,9 @@ fn directory(path: &str) -> String {
 
 /// What a server was asked to write and to remove by a delivery to `url` that is told to end.
 fn stopped(storage: &str, url: &str) -> [Vec<String>; 2] {
-    let server = Server::start();
+    let (server, mut pod) = (Server::start(), Pod::new());
     let at_server = |text: &str| text.replace("SERVER", &server.address);
-    let mut pod = Pod::new();
-    let mut config = std::fs::read_to_string(pod.at("tesk.toml")).unwrap();
-    config.push_str(&at_server(storage));
-    std::fs::write(pod.at("tesk.toml"), config).unwrap();
+    pod.serve(&at_server(storage));
     pod.shell("head -c 20000000 /dev/zero > out");
     pod.output("out", &at_server(url));
     assert!(pod.prepare().status.success());
@@ -117,10 +117,28 @@ fn stopped(storage: &str, url: &str) -> [Vec<String>; 2] {
 
 #[test]
 fn a_file_that_was_being_delivered_to_a_webdav_server_is_removed() {
-    let storage = "[[storage]]\ntype = \"http\"\nprefix = \"http://SERVER/\"\nwebdav = true\n";
-    let [written, removed] = stopped(storage, "http://SERVER/d/out");
+    let [written, removed] = stopped(WEBDAV, "http://SERVER/d/out");
     assert!(written[0].starts_with("/d/."), "{written:?}");
     assert_eq!(written, removed);
+}
+
+#[test]
+fn a_copy_that_is_stopped_removes_what_it_had_begun() {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let (server, pod) = (Server::start(), Pod::new());
+        pod.serve(&WEBDAV.replace("SERVER", &server.address));
+        std::fs::write(pod.at("file"), vec![0; 20_000_000]).unwrap();
+        let mut copy = Command::new(env!("CARGO_BIN_EXE_filer"));
+        copy.arg("copy").arg(pod.at("file"));
+        copy.arg(format!("http://{}/d/file", server.address));
+        copy.arg("--config").arg(pod.at("tesk.toml"));
+        let copy = Container::start(copy);
+        until(|| !server.paths("PUT").is_empty());
+        copy.signal(signal);
+        let end = copy.end();
+        assert_eq!(end.code(), code, "{}", end.stderr());
+        assert_eq!(server.paths("DELETE"), server.paths("PUT"));
+    }
 }
 
 #[test]

@@ -143,7 +143,10 @@ fn every_host(prefix: &StorageUrl) -> Verdict {
 /// Whether a directory can be missing where a scheme leads. In object stores one is there as long
 /// as something is in it.
 fn has_directories(scheme: &str) -> bool {
-    matches!(scheme, "file" | "ftp" | "ftps" | "http" | "https" | "sftp")
+    !matches!(
+        scheme,
+        "azblob" | "b2" | "cos" | "gs" | "memory" | "obs" | "oss" | "s3" | "swift"
+    )
 }
 
 /// Who named the address.
@@ -245,10 +248,10 @@ async fn look(storage: Arc<dyn Storage>, url: StorageUrl, asked: Asked) -> Resul
         EntryKind::File(info) => {
             // Not all of it, where that can be said.
             let end = info.size.filter(|_| claims.ranges).map(|size| size.min(1));
-            let mut bytes = storage
+            let mut opened = storage
                 .read(&url, ByteRange { start: 0, end }, None)
                 .await?;
-            bytes.next().await.transpose()?;
+            opened.bytes.next().await.transpose()?;
             Ok(Seen::File(info.size))
         }
     }
@@ -261,7 +264,7 @@ async fn write(storage: Arc<dyn Storage>, url: &StorageUrl, limit: Duration) -> 
     let (to, at) = (storage.clone(), file.clone());
     let written = in_time(&file, limit, async move {
         to.write(&at, &Source::bytes(CONTENT)).await?;
-        let mut bytes = to.read(&at, ByteRange::FULL, None).await?;
+        let mut bytes = to.read(&at, ByteRange::FULL, None).await?.bytes;
         let mut read = Vec::new();
         while let Some(chunk) = bytes.next().await {
             read.extend_from_slice(&chunk?);

@@ -17,7 +17,8 @@ fn tesk_on_a_small_disk(disk: &Path, by: &[&str]) -> Command {
         .arg(r#"mount -t tmpfs -o size=8m none "$0" && exec "$@""#)
         .arg(disk)
         .args(by)
-        .arg(env!("CARGO_BIN_EXE_tesk"));
+        .arg(env!("CARGO_BIN_EXE_tesk"))
+        .env("LC_ALL", "C");
     command
 }
 
@@ -156,6 +157,16 @@ fn while_the_disk_is_full_tasks_end_and_none_is_taken() {
         server.ask(&["cancel", task]);
         server.wait_for_state(task, "CANCELED");
     }
-    let small = server.submit(&command(&["true"]));
+    std::fs::write(&file, command(&["true"]).to_string()).unwrap();
+    let begun = Instant::now();
+    let small = loop {
+        let output = server.client(&submit);
+        if output.status.success() {
+            break text(&output.stdout).trim().to_owned();
+        }
+        let error = text(&output.stderr);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{error}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
     server.wait_for_state(&small, "COMPLETE");
 }

@@ -135,8 +135,8 @@ async fn a_reading_that_is_dropped_disturbs_nothing(context: Context) -> anyhow:
     let content = content(4 << 20);
     let url = context.put("file", content.clone()).await?;
     for _ in 0..3 {
-        let mut stream = context.storage().read(&url, ByteRange::FULL, None).await?;
-        stream.next().await.context("no first chunk")??;
+        let mut opened = context.storage().read(&url, ByteRange::FULL, None).await?;
+        opened.bytes.next().await.context("no first chunk")??;
     }
     context.expect(&url, &content).await
 }
@@ -233,9 +233,7 @@ async fn a_writing_that_failed_leaves_what_was_there(context: Context) -> anyhow
 }
 
 async fn a_writing_that_is_dropped_leaves_what_was_there(context: Context) -> anyhow::Result<()> {
-    use tesk_core::storage::{
-        ByteStream, Capabilities, Entry, Result, Storage, StorageUrl, Version,
-    };
+    use tesk_core::storage::{Capabilities, Entry, Opened, Result, Storage, StorageUrl, Version};
 
     /// A file of which no more than so many bytes ever come.
     #[derive(Debug)]
@@ -254,7 +252,7 @@ async fn a_writing_that_is_dropped_leaves_what_was_there(context: Context) -> an
             _: &StorageUrl,
             range: ByteRange,
             _: Option<&Version>,
-        ) -> Result<ByteStream> {
+        ) -> Result<Opened> {
             let (come, stuck) = (self.0, self.1.clone());
             let end = range.end.unwrap_or(u64::MAX);
             let first = vec![7; end.min(come).saturating_sub(range.start) as usize];
@@ -266,7 +264,10 @@ async fn a_writing_that_is_dropped_leaves_what_was_there(context: Context) -> an
                 std::future::pending().await
             });
             let first = stream::iter([Ok(Bytes::from(first))]);
-            Ok(first.chain(rest.filter_map(std::future::ready)).boxed())
+            Ok(first
+                .chain(rest.filter_map(std::future::ready))
+                .boxed()
+                .into())
         }
     }
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
-use tesk_core::storage::{ByteRange, ErrorKind};
+use tesk_core::storage::{ByteRange, Checksum, ErrorKind};
 
 use super::super::Skip;
 use super::super::context::{content, read_all, refused};
@@ -17,6 +17,7 @@ pub(super) const CASES: &[Case] = &[
     case!(the_present_version_is_read: Files),
     case!(another_version_is_corrupt: Files),
     case!(writing_changes_the_version: WRITE),
+    case!(a_checksum_that_is_told_is_of_the_whole_file: Files),
 ];
 
 async fn a_range_is_exactly_its_bytes(context: Context) -> anyhow::Result<()> {
@@ -92,7 +93,7 @@ async fn the_present_version_is_read(context: Context) -> anyhow::Result<()> {
     let read = context
         .storage()
         .read(&url, ByteRange::FULL, Some(&version));
-    ensure!(read_all(read.await?).await? == b"12345");
+    ensure!(read_all(read.await?.bytes).await? == b"12345");
     Ok(())
 }
 
@@ -104,7 +105,7 @@ async fn another_version_is_corrupt(context: Context) -> anyhow::Result<()> {
     context.put("file", &b"1234567"[..]).await?;
     for range in [ByteRange::FULL, ByteRange::from(2), (1..4).into()] {
         let read = match context.storage().read(&url, range, Some(&version)).await {
-            Ok(stream) => read_all(stream).await,
+            Ok(opened) => read_all(opened.bytes).await,
             Err(error) => Err(error),
         };
         refused(read, "reading another version", &[ErrorKind::Corrupt])?;
@@ -114,13 +115,38 @@ async fn another_version_is_corrupt(context: Context) -> anyhow::Result<()> {
 
 async fn writing_changes_the_version(context: Context) -> anyhow::Result<()> {
     let url = context.put("file", &b"one"[..]).await?;
-    let one = context.file_info(&url).await?.version;
+    let one = context.version(&url).await?;
     context.put("file", &b"two"[..]).await?;
-    let two = context.file_info(&url).await?.version;
+    let two = context.version(&url).await?;
     ensure!(
         one.is_none() == two.is_none(),
         "it has a version now and then"
     );
     ensure!(one.is_none() || one != two, "both have the version {one:?}");
+    Ok(())
+}
+
+async fn a_checksum_that_is_told_is_of_the_whole_file(context: Context) -> anyhow::Result<()> {
+    let mut told = false;
+    for (name, size) in [("empty", 0), ("small", 12_345), ("large", 2_500_000)] {
+        let content = content(size);
+        let url = context.put(name, content.clone()).await?;
+        let mut judge = |checksum: Option<Checksum>, by: &str| {
+            told |= checksum.is_some();
+            let fits = checksum.as_ref().is_none_or(|it| it.is_of(&content));
+            ensure!(fits, "{name}: {by} tells {checksum:?}");
+            Ok(())
+        };
+        judge(context.file_info(&url).await?.checksum, "stat")?;
+        let parts = size > 0 && context.claims().ranges;
+        let part = parts.then_some((1..2).into());
+        for range in [ByteRange::FULL].into_iter().chain(part) {
+            let opened = context.storage().read(&url, range, None).await?;
+            judge(opened.checksum, &format!("reading {range:?}"))?;
+        }
+    }
+    if !told {
+        bail!(Skip("it tells no checksums"));
+    }
     Ok(())
 }

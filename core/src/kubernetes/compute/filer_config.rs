@@ -1,28 +1,30 @@
 //! The filer's configuration, as pods mount it.
 
-use std::time::Duration;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams, Preconditions};
 
 use super::watch::Pods;
 use crate::crash;
-use crate::kubernetes::cluster::{ApiError, Cluster, Part, age, digest};
+use crate::kubernetes::cluster::{ApiError, Cluster, Part, digest};
 use crate::kubernetes::pod::FILER_CONFIG;
-
-/// How long another configuration is left alone: two servers of different ones may take turns
-/// while one replaces the other.
-const OLD: Duration = Duration::from_hours(1);
 
 /// A configuration in a `ConfigMap` whose name tells its content, so that pods of an earlier one
 /// keep theirs; and whose it is, as each engine removes its own.
 #[derive(Debug)]
 pub(super) struct FilerConfig {
     map: ConfigMap,
+    /// How long another is left alone after the first time that no pod was known to mount it.
+    keep: Duration,
+    /// Which others those are, and since when.
+    unused: Mutex<HashMap<String, Instant>>,
 }
 
 impl FilerConfig {
-    pub(super) fn new(cluster: &Cluster, text: String) -> Self {
+    pub(super) fn new(cluster: &Cluster, text: String, keep: Duration) -> Self {
         let content = format!("{}\n{text}", cluster.instance());
         let name = format!("tesk-filer-{}", &digest(content.as_bytes())[..12]);
         let metadata = ObjectMeta {
@@ -37,6 +39,8 @@ impl FilerConfig {
                 data: Some([(FILER_CONFIG.to_owned(), text)].into()),
                 binary_data: None,
             },
+            keep,
+            unused: Mutex::default(),
         }
     }
 
@@ -71,10 +75,24 @@ impl FilerConfig {
             tracing::warn!(name = self.name(), "the filer's configuration was removed");
             self.leave(cluster).await?;
         }
-        for map in there {
-            let name = name_of(&map.metadata);
-            let old = name != self.name() && age(&map.metadata) >= OLD;
-            if !old || pods.other_configs().contains(&name) {
+        let mounted = pods.other_configs();
+        let others = there.into_iter().map(|map| (name_of(&map.metadata), map));
+        let others: HashMap<_, _> = others
+            .filter(|(name, _)| name != self.name() && !mounted.contains(name))
+            .collect();
+        let old: HashSet<_> = {
+            let mut unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
+            unused.retain(|name, _| others.contains_key(name));
+            for name in others.keys() {
+                unused.entry(name.clone()).or_insert_with(Instant::now);
+            }
+            let old = unused
+                .iter()
+                .filter(|(_, since)| since.elapsed() >= self.keep);
+            old.map(|(name, _)| name.clone()).collect()
+        };
+        for (name, map) in others {
+            if !old.contains(&name) {
                 continue;
             }
             let params = DeleteParams::default().preconditions(Preconditions {

@@ -8,8 +8,8 @@ use futures_util::{StreamExt, stream};
 
 use crate::storage::registry::Prefixes;
 use crate::storage::{
-    ByteRange, ByteStream, Capabilities, ConfigEntry, ConfigError, Entry, EntryKind, EntryStream,
-    Error, ErrorKind, Factory, FileInfo, RegistryBuilder, Result, Source, Storage, StorageUrl,
+    ByteRange, Capabilities, ConfigEntry, ConfigError, Entry, EntryKind, EntryStream, Error,
+    ErrorKind, Factory, FileInfo, Opened, RegistryBuilder, Result, Source, Storage, StorageUrl,
     Version, Written,
 };
 use crate::transfer::{Engine, Settings};
@@ -141,16 +141,11 @@ impl Storage for Handle {
         Ok(stream::iter(entries).boxed())
     }
 
-    async fn read(
-        &self,
-        url: &StorageUrl,
-        _: ByteRange,
-        _: Option<&Version>,
-    ) -> Result<ByteStream> {
+    async fn read(&self, url: &StorageUrl, _: ByteRange, _: Option<&Version>) -> Result<Opened> {
         let content = self.0.get(url.path());
         let missing = || Error::new(ErrorKind::NotFound, url, "nothing is there");
         let content = content.ok_or_else(missing)?;
-        Ok(stream::iter([Ok(content.into())]).boxed())
+        Ok(stream::iter([Ok(content.into())]).boxed().into())
     }
 
     async fn write(&self, url: &StorageUrl, source: &Source) -> Result<Written> {

@@ -1,7 +1,7 @@
 use async_trait::async_trait;
 
 use super::*;
-use crate::storage::{ByteRange, ByteStream, Version};
+use crate::storage::{ByteRange, Opened, Version};
 
 /// A storage that only has a name.
 #[derive(Debug)]
@@ -16,12 +16,7 @@ impl Storage for Named {
     async fn stat(&self, _: &StorageUrl) -> Result<Option<crate::storage::Entry>> {
         Ok(None)
     }
-    async fn read(
-        &self,
-        url: &StorageUrl,
-        _: ByteRange,
-        _: Option<&Version>,
-    ) -> Result<ByteStream> {
+    async fn read(&self, url: &StorageUrl, _: ByteRange, _: Option<&Version>) -> Result<Opened> {
         Err(Error::unsupported(url, "reading"))
     }
 }
@@ -183,6 +178,55 @@ fn no_spelling_of_a_path_evades_the_prefix_that_serves_it() {
     let registry = serving(&["https://h/", "https://h/projects/a%2Fb"]);
     let routed = routed(&registry, "https://h/projects/a%2fb/x");
     assert_eq!(routed.as_deref(), Ok("https://h/projects/a%2Fb"));
+}
+
+#[test]
+fn no_spelling_of_a_host_evades_the_prefix_that_serves_it() {
+    let prefixes = [
+        "https://",
+        "https://data.example.org/private",
+        "https://10.0.0.5/",
+        "https://[2001:db8::5]/",
+        "ftp://",
+        "ftp://h/",
+    ];
+    let registry = serving(&prefixes);
+    for (url, prefix) in [
+        ("https://DATA.example.org:443/private/x", 1),
+        ("https://data.example.org./private/x", 1),
+        ("https://data.example.org:/private/x", 1),
+        ("https://data.example.org:8443/private/x", 0),
+        ("https://10.0.0.5/x", 2),
+        ("https://[::ffff:10.0.0.5]/x", 2),
+        ("https://[2001:DB8:0::5]:443/x", 3),
+        ("https://other_one.example/x", 0),
+        ("https://1.2.3.4.example/x", 0),
+        ("ftp://h:21/x", 5),
+    ] {
+        assert_eq!(
+            routed(&registry, url).as_deref(),
+            Ok(prefixes[prefix]),
+            "{url}"
+        );
+    }
+    for url in [
+        "https://data%2Eexample.org/private/x",
+        "https://data.example.org\\private/x",
+        "https://data.example.org:0443/private/x",
+        "https://\u{ff44}ata.example.org/private/x",
+        "https:// data.example.org/private/x",
+        "https://0x0a.0.0.5/x",
+        "https://10.5/x",
+        "https://167772165/x",
+        "https://[::ffff:10.0.0.5%eth0]/x",
+        "ftp://h:021/x",
+        "ftp://h:+21/x",
+        "ftp://h:65536/x",
+    ] {
+        assert_eq!(routed(&registry, url), Err(ErrorKind::Denied), "{url}");
+    }
+    let registry = serving(&["https://"]);
+    assert!(routed(&registry, "https://b\u{fc}cher.example/x").is_ok());
 }
 
 #[test]

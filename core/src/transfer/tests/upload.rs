@@ -27,12 +27,7 @@ impl Storage for Parts {
     async fn stat(&self, _: &StorageUrl) -> Result<Option<Entry>> {
         Ok(None)
     }
-    async fn read(
-        &self,
-        url: &StorageUrl,
-        _: ByteRange,
-        _: Option<&Version>,
-    ) -> Result<ByteStream> {
+    async fn read(&self, url: &StorageUrl, _: ByteRange, _: Option<&Version>) -> Result<Opened> {
         Err(Error::unsupported(url, "reading"))
     }
     async fn begin_upload(&self, url: &StorageUrl, size: u64) -> Result<Box<dyn Upload>> {
@@ -162,12 +157,7 @@ impl Storage for Together {
     async fn stat(&self, _: &StorageUrl) -> Result<Option<Entry>> {
         Ok(None)
     }
-    async fn read(
-        &self,
-        url: &StorageUrl,
-        _: ByteRange,
-        _: Option<&Version>,
-    ) -> Result<ByteStream> {
+    async fn read(&self, url: &StorageUrl, _: ByteRange, _: Option<&Version>) -> Result<Opened> {
         Err(Error::unsupported(url, "reading"))
     }
     async fn begin_upload(&self, _: &StorageUrl, _: u64) -> Result<Box<dyn Upload>> {
@@ -263,12 +253,7 @@ impl Storage for AtTheEnd {
     async fn stat(&self, _: &StorageUrl) -> Result<Option<Entry>> {
         Ok(None)
     }
-    async fn read(
-        &self,
-        url: &StorageUrl,
-        _: ByteRange,
-        _: Option<&Version>,
-    ) -> Result<ByteStream> {
+    async fn read(&self, url: &StorageUrl, _: ByteRange, _: Option<&Version>) -> Result<Opened> {
         Err(Error::unsupported(url, "reading"))
     }
     async fn begin_upload(&self, _: &StorageUrl, _: u64) -> Result<Box<dyn Upload>> {

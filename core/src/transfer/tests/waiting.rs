@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::*;
 use crate::storage::{Upload, wait_for_turn};
@@ -33,12 +35,12 @@ impl Storage for Slow {
         let (path, kind) = (String::new(), EntryKind::File(info));
         Ok(Some(Entry { path, kind }))
     }
-    async fn read(&self, _: &StorageUrl, _: ByteRange, _: Option<&Version>) -> Result<ByteStream> {
+    async fn read(&self, _: &StorageUrl, _: ByteRange, _: Option<&Version>) -> Result<Opened> {
         let bytes = stream::iter(0..100).then(async |_| {
             tokio::time::sleep(LONG / 100).await;
             Ok(Bytes::from_static(b"x"))
         });
-        Ok(bytes.boxed())
+        Ok(bytes.boxed().into())
     }
     async fn make_directory(&self, _: &StorageUrl) -> Result<()> {
         Ok(())
@@ -119,6 +121,14 @@ struct Narrow {
 }
 
 impl Narrow {
+    fn claims() -> Capabilities {
+        let mut claims = Capabilities::read_only();
+        claims.list = true;
+        claims.write = true;
+        claims.atomic_write = true;
+        claims
+    }
+
     async fn connection(&self) -> OwnedSemaphorePermit {
         let connection = self.connection.clone();
         wait_for_turn(connection.acquire_owned()).await.unwrap()
@@ -128,11 +138,7 @@ impl Narrow {
 #[async_trait]
 impl Storage for Narrow {
     fn capabilities(&self) -> Capabilities {
-        let mut claims = Capabilities::read_only();
-        claims.list = true;
-        claims.write = true;
-        claims.atomic_write = true;
-        claims
+        Self::claims()
     }
     async fn stat(&self, url: &StorageUrl) -> Result<Option<Entry>> {
         Slow.stat(url).await
@@ -150,11 +156,11 @@ impl Storage for Narrow {
         url: &StorageUrl,
         range: ByteRange,
         version: Option<&Version>,
-    ) -> Result<ByteStream> {
+    ) -> Result<Opened> {
         let connection = self.connection().await;
-        let bytes = Slow.read(url, range, version).await?;
+        let bytes = Slow.read(url, range, version).await?.bytes;
         let bytes = bytes.inspect(move |_| assert_eq!(connection.num_permits(), 1));
-        Ok(bytes.boxed())
+        Ok(bytes.boxed().into())
     }
     async fn write(&self, _: &StorageUrl, source: &Source) -> Result<Written> {
         let _connection = self.connection().await;
@@ -207,6 +213,58 @@ async fn who_waits_for_a_connection_of_the_plugin_is_not_given_up() {
     assert!(error.to_string().contains("nothing moved"), "{error}");
 }
 
+/// A storage that asks to be left alone for a while by the first who reads.
+#[derive(Debug, Default)]
+struct Busy(Mutex<Vec<Instant>>);
+
+/// How long: longer than the progress timeout.
+const ASKED: Duration = Duration::from_secs(3);
+
+#[async_trait]
+impl Storage for Busy {
+    fn capabilities(&self) -> Capabilities {
+        Narrow::claims()
+    }
+    async fn stat(&self, url: &StorageUrl) -> Result<Option<Entry>> {
+        Slow.stat(url).await
+    }
+    async fn read(&self, url: &StorageUrl, _: ByteRange, _: Option<&Version>) -> Result<Opened> {
+        self.0.lock().unwrap().push(Instant::now());
+        if self.0.lock().unwrap().len() == 1 {
+            let error = Error::new(ErrorKind::Unavailable, url, "is busy");
+            return Err(error.with_retry_after(Some(ASKED)));
+        }
+        let bytes = Bytes::from_static(&[0; 100]);
+        Ok(stream::iter([Ok(bytes)]).boxed().into())
+    }
+    async fn write(&self, _: &StorageUrl, source: &Source) -> Result<Written> {
+        let bytes = source.read(ByteRange::FULL).await?;
+        let read: Vec<Bytes> = bytes.try_collect().await?;
+        let size = read.concat().len() as u64;
+        Ok(Written {
+            size,
+            ..Written::default()
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_waits_as_long_as_its_source_asks_for() {
+    let settings = Settings {
+        per_host: 4,
+        retries: 1,
+        ..one_at_a_time()
+    };
+    let busy: Arc<Busy> = Arc::default();
+    let storage: Arc<dyn Storage> = busy.clone();
+    let registry = Registry::default().serving("ftp://", &storage).unwrap();
+    let engine = Engine::new(Arc::new(registry), &settings);
+    engine.copy(&url(), &TO.parse().unwrap()).await.unwrap();
+    let reads = busy.0.lock().unwrap().clone();
+    assert_eq!(reads.len(), 2);
+    assert!(reads[1] - reads[0] >= ASKED);
+}
+
 /// A storage that waits for its turn, has it, and then is silent.
 #[derive(Debug)]
 struct Dead;
@@ -220,12 +278,7 @@ impl Storage for Dead {
         wait_for_turn(tokio::time::sleep(LONG)).await;
         std::future::pending().await
     }
-    async fn read(
-        &self,
-        url: &StorageUrl,
-        _: ByteRange,
-        _: Option<&Version>,
-    ) -> Result<ByteStream> {
+    async fn read(&self, url: &StorageUrl, _: ByteRange, _: Option<&Version>) -> Result<Opened> {
         Err(Error::unsupported(url, "reading"))
     }
 }

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use futures_util::StreamExt as _;
-use futures_util::stream::BoxStream;
 use k8s_openapi::api::core::v1::{Event, ResourceQuota};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::PostParams;
@@ -94,17 +93,19 @@ async fn open_on(cluster: Cluster) -> Result<KubernetesCompute> {
 }
 
 async fn open_with(cluster: Cluster, settings: Settings) -> Result<KubernetesCompute> {
-    open_as(cluster, settings, "").await
+    open_as(cluster, settings, "", Duration::from_hours(1)).await
 }
 
 async fn open_as(
     cluster: Cluster,
     settings: Settings,
     filer_config: &str,
+    keep_config: Duration,
 ) -> Result<KubernetesCompute> {
     let options = Options {
         settings,
         filer_config: filer_config.to_owned(),
+        keep_config,
         grace: Duration::from_secs(30),
         time_limit: None,
         owners: None,
@@ -129,21 +130,6 @@ async fn until(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>) -> 
 
 async fn phase(compute: &KubernetesCompute, attempt: &AttemptId) -> Result<Phase> {
     Ok(compute.observe(attempt).await?.phase)
-}
-
-/// The hints of `compute`, once it has seen all that is there.
-async fn changes_of(
-    compute: &KubernetesCompute,
-    server: &FakeApi,
-) -> Result<BoxStream<'static, AttemptId>> {
-    let there = server.objects("pods").len();
-    until("all pods are known", async || {
-        Ok(compute.attempts().await?.len() == there)
-    })
-    .await?;
-    // The last of them may still be announced.
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    Ok(compute.watch().await?)
 }
 
 pub(super) fn ended(name: &str, message: &str) -> Value {
@@ -377,20 +363,22 @@ async fn a_configuration_of_the_filer_that_was_removed_is_left_again() -> Result
 
 async fn an_old_configuration_of_the_filer_goes_with_the_last_pod_that_mounts_it() -> Result<()> {
     let server = FakeApi::new();
-    let opened = async |config| open_as(cluster(&server), Settings::default(), config).await;
-    let before = opened("a").await?;
+    let opened =
+        async |config, keep| open_as(cluster(&server), Settings::default(), config, keep).await;
+    let before = opened("a", Duration::ZERO).await?;
     let old = filer_configs(&server);
-    before.submit(&attempt(1), &plan("a")?).await?;
-    let after = opened("b").await?;
-    after.attempts().await?;
-    ensure!(filer_configs(&server).len() == 2, "it is young");
+    let after = opened("b", Duration::from_hours(1)).await?;
     server.edit("configmaps", &old[0], |map| {
         map["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
     });
     after.attempts().await?;
+    after.attempts().await?;
+    ensure!(filer_configs(&server).len() == 2, "a pod may be on its way");
+    drop(after);
+    before.submit(&attempt(1), &plan("a")?).await?;
+    let after = opened("b", Duration::ZERO).await?;
+    after.attempts().await?;
     ensure!(filer_configs(&server).len() == 2, "a pod mounts it");
-    before.attempts().await?;
-    ensure!(filer_configs(&server).len() == 2, "it is one's own");
     server.remove("pods", "t1-1");
     until("its pod is gone", async || {
         Ok(phase(&after, &attempt(1)).await?.is_over())

@@ -41,6 +41,8 @@ const LASTS: Duration = Duration::from_millis(1500);
 /// How long a pod runs.
 const RUNS: Duration = Duration::from_millis(150);
 const TASKS: u64 = 40;
+/// So many of them are active at once.
+const ACTIVE: u64 = 8;
 
 /// An engine in a process of its own, as far as a thread can be one.
 struct Replica {
@@ -50,8 +52,8 @@ struct Replica {
 }
 
 enum Order {
-    /// Stand still for this time, the clock going on: as SIGSTOP does.
-    Stall(Duration),
+    /// Stand still until the other end is dropped, the clock going on: as SIGSTOP does.
+    Stall(std::sync::mpsc::Receiver<()>),
     /// Stop in good order.
     Stop,
     /// End without a word: as SIGKILL does.
@@ -75,7 +77,9 @@ impl Replica {
                 let _ = says.send(engine.schedules().expect("an election"));
                 loop {
                     match ordered.recv().await {
-                        Some(Order::Stall(time)) => std::thread::sleep(time),
+                        Some(Order::Stall(woken)) => {
+                            let _ = woken.recv();
+                        }
                         Some(Order::Stop) => return engine.stop().await,
                         // Nothing runs any more once this returns.
                         Some(Order::Die) | None => return,
@@ -97,6 +101,12 @@ impl Replica {
     async fn elected(&mut self) -> Result<()> {
         let elected = self.schedules.wait_for(|schedules| *schedules);
         tokio::time::timeout(Duration::from_secs(10), elected).await??;
+        Ok(())
+    }
+
+    async fn deposed(&mut self) -> Result<()> {
+        let deposed = self.schedules.wait_for(|schedules| !*schedules);
+        tokio::time::timeout(Duration::from_secs(10), deposed).await??;
         Ok(())
     }
 
@@ -124,7 +134,7 @@ fn settings() -> ClusterSettings {
         },
         filer_config: String::new(),
         scheduler: scheduler::Settings {
-            max_active: 8,
+            max_active: ACTIVE as usize,
             sweep: Duration::from_millis(300),
             ..scheduler::Settings::default()
         },
@@ -227,8 +237,8 @@ fn message() -> String {
     packed.map(|packed| packed.message).unwrap_or_default()
 }
 
-async fn submit(front: &ConfigMapStore) -> Result<()> {
-    for _ in 0..TASKS {
+async fn submit(front: &ConfigMapStore, tasks: u64) -> Result<()> {
+    for _ in 0..tasks {
         stored(front, runnable()).await?;
     }
     Ok(())
@@ -279,17 +289,47 @@ async fn heads(front: &ConfigMapStore) -> Result<Vec<(TaskId, State, u64)>> {
     Ok(heads)
 }
 
+/// Waits until all that the leader has begun waits for a pod to be made.
+async fn all_wait_for_pods(server: &FakeApi, front: &ConfigMapStore) -> Result<()> {
+    let pause = || tokio::time::sleep(Duration::from_millis(5));
+    loop {
+        let mut active = 0;
+        for task in all(front).await? {
+            let head = front.head_now(&task).await?.context("a head")?;
+            active += u64::from(!head.state.is_terminal() && head.current_attempt().is_some());
+        }
+        if active == ACTIVE && server.objects("pods").is_empty() {
+            break;
+        }
+        pause().await;
+    }
+    // What follows on the last of these numbers is sent before another renewal is.
+    let renewals = || server.requests().get("update leases").copied().unwrap_or(0);
+    let enough = renewals() + 2;
+    while renewals() < enough {
+        pause().await;
+    }
+    Ok(())
+}
+
+/// Who holds the lease.
+fn holder(server: &FakeApi) -> Result<Value> {
+    let lease = server.object("leases", "tesk-scheduler");
+    Ok(lease.context("a lease")?["spec"]["holderIdentity"].clone())
+}
+
 /// One that schedules, behind a line, and one that waits; and tasks, some of which are complete.
 async fn leader_and_heir(
     server: &FakeApi,
     line: &Line,
     front: &ConfigMapStore,
+    tasks: u64,
     complete: u64,
 ) -> Result<(Replica, Replica)> {
     let mut one = Replica::start(line).await?;
     one.elected().await?;
     let two = Replica::start(&server.line()).await?;
-    submit(front).await?;
+    submit(front, tasks).await?;
     some_complete(front, complete).await?;
     Ok((one, two))
 }
@@ -297,12 +337,12 @@ async fn leader_and_heir(
 async fn of_two_engines_one_schedules_and_hands_over() -> Result<()> {
     let server = FakeApi::new();
     let (kubelet, front) = (Kubelet::start(&server), open(&server).await?);
-    let (one, mut two) = leader_and_heir(&server, &server.line(), &front, TASKS / 2).await?;
+    let (one, mut two) = leader_and_heir(&server, &server.line(), &front, TASKS, TASKS / 2).await?;
     ensure!(one.schedules() && !two.schedules());
-    let begun = Instant::now();
+    let before = holder(&server)?;
     one.end(Order::Stop).await?;
+    ensure!(holder(&server)? != before, "it has kept the lease");
     two.elected().await?;
-    ensure!(begun.elapsed() < LASTS / 2, "{:?}", begun.elapsed());
     completed(&front, TASKS, Duration::from_secs(30)).await?;
     each_ran_once(&server, &front, &kubelet).await?;
     two.end(Order::Stop).await
@@ -311,7 +351,7 @@ async fn of_two_engines_one_schedules_and_hands_over() -> Result<()> {
 async fn a_leader_that_dies_is_replaced_and_every_task_runs_once() -> Result<()> {
     let server = FakeApi::new();
     let (kubelet, front) = (Kubelet::start(&server), open(&server).await?);
-    let (one, mut two) = leader_and_heir(&server, &server.line(), &front, TASKS / 4).await?;
+    let (one, mut two) = leader_and_heir(&server, &server.line(), &front, TASKS, TASKS / 4).await?;
     one.end(Order::Die).await?;
     let begun = Instant::now();
     ensure!(!two.schedules());
@@ -328,25 +368,29 @@ async fn late(stalls: bool) -> Result<()> {
     let server = FakeApi::new();
     let (kubelet, front) = (Kubelet::start(&server), open(&server).await?);
     let line = server.line();
-    let (mut one, mut two) = leader_and_heir(&server, &line, &front, TASKS / 4).await?;
+    let tasks = TASKS - ACTIVE;
+    let (mut one, mut two) = leader_and_heir(&server, &line, &front, tasks, TASKS / 4).await?;
     // It goes on until all that it has begun waits for a pod to be made; then for everything.
     line.hold("/pods");
-    tokio::time::sleep(RUNS * 3).await;
+    submit(&front, ACTIVE).await?;
+    let waits = all_wait_for_pods(&server, &front);
+    let waits = tokio::time::timeout(Duration::from_secs(30), waits).await;
+    waits.context("nothing waits for a pod")??;
     line.hold("");
-    let stall = LASTS * 5;
-    let begun = Instant::now();
+    let (wake, woken) = std::sync::mpsc::channel();
     if stalls {
-        one.order(Order::Stall(stall))?;
+        one.order(Order::Stall(woken))?;
     }
     two.elected().await?;
     ensure!(stalls || !one.schedules(), "two at once");
     completed(&front, TASKS, Duration::from_secs(30)).await?;
     let before = heads(&front).await?;
-    ensure!(!stalls || begun.elapsed() < stall, "it woke up too early");
     let created = server.requests()["create pods"];
     line.release();
-    let wakes = stall.saturating_sub(begun.elapsed());
-    tokio::time::sleep(if stalls { wakes } else { LASTS } + LASTS).await;
+    drop(wake);
+    one.deposed().await?;
+    // What it would do late, it does by then.
+    tokio::time::sleep(LASTS).await;
     let late = server.requests()["create pods"] - created;
     ensure!(late > 0, "nothing was under way");
     ensure!(heads(&front).await? == before, "a record has changed");

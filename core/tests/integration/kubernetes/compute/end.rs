@@ -109,6 +109,7 @@ async fn pods_have_an_owner_where_there_is_one() -> Result<()> {
     let options = Options {
         settings: Settings::default(),
         filer_config: String::new(),
+        keep_config: Duration::from_hours(1),
         grace: Duration::from_secs(30),
         time_limit: None,
         owners: Some(Arc::new(|task| {

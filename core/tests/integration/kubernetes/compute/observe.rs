@@ -116,16 +116,28 @@ async fn a_pod_that_can_never_go_on_is_told_to_stop_once() -> Result<()> {
     compute.submit(&attempt(1), &plan("a")?).await?;
     let mut inputs = ended("inputs", "");
     inputs["state"]["terminated"]["finishedAt"] = json!(present());
-    let mut hints = changes_of(&compute, &server).await?;
+    compute.attempts().await?;
+    let mut hints = compute.watch().await?;
+    // When it is told, the watch is blind: what was done is remembered all the same.
+    let (api, mut is_blind) = (server.clone(), false);
+    server.intercept(move |call| match call.verb {
+        "patch" => {
+            is_blind = true;
+            api.cut_watches();
+            Some(Fault::Delay(Duration::from_millis(100)))
+        }
+        "watch" if is_blind => Some(Fault::Hang),
+        _ => None,
+    });
     run(
         &server,
         "t1-1",
         &json!([inputs, waiting("executor-0", "InvalidImageName")]),
     );
-    ensure!(hints.next().await == Some(attempt(1)));
-    // From now on the watch is blind: what was done is remembered all the same.
-    server.intercept(|call| (call.verb == "watch").then_some(Fault::Hang));
-    server.cut_watches();
+    while phase(&compute, &attempt(1)).await? != Phase::Initializing {
+        let hint = tokio::time::timeout(Duration::from_secs(20), hints.next()).await?;
+        ensure!(hint == Some(attempt(1)));
+    }
     for _ in 0..10 {
         ensure!(phase(&compute, &attempt(1)).await? == Phase::Initializing);
     }

@@ -221,12 +221,10 @@ async fn another_replica_follows() -> Result<()> {
     let states = [State::Initializing, State::Running, State::Complete];
     for state in states {
         let head = set(&one, &id, state).await?;
-        let begun = Instant::now();
         soon("the change is known", || async {
             Ok(two.head(&id).await? == Some(head.clone()))
         })
         .await?;
-        ensure!(begun.elapsed() < Duration::from_secs(2));
     }
     let later = Timestamp::now().after(Duration::from_secs(1));
     ensure!(one.sweep(later, 10).await? == [id]);
