@@ -325,7 +325,8 @@ async fn a_container_whose_attempt_is_killed_is_gone_before_the_next() -> Result
 async fn a_container_that_comes_after_its_attempt_is_removed_and_no_other() -> Result<()> {
     let place = Place::new()?;
     drop(start(&place).await?);
-    let server = std::fs::read_to_string(place.path().join("data/id"))?;
+    let id = std::fs::read_to_string(place.path().join("data/id"))?;
+    let server = id.split(' ').next().context("an empty data/id")?;
     let image = std::env::var("TESK_TEST_IMAGE")?;
     let create = |server: &str| -> Result<String> {
         let name = format!("tesk-{}-1-0", TaskId::random());
@@ -334,7 +335,7 @@ async fn a_container_that_comes_after_its_attempt_is_removed_and_no_other() -> R
         podman(&create)?;
         Ok(name)
     };
-    let (stray, of_attempt, of_other) = (create(&server)?, create(&server)?, create("other")?);
+    let (stray, of_attempt, of_other) = (create(server)?, create(server)?, create("other")?);
     let attempt = of_attempt
         .trim_start_matches("tesk-")
         .trim_end_matches("-0");
