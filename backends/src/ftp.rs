@@ -72,7 +72,7 @@ use self::login::Account;
 pub use self::options::{Options, Passive, Tls};
 use self::pool::{Budgets, Lease, Pool, Use};
 use crate::netrc::Netrc;
-use crate::network::{Limits, Networks};
+use crate::network::{Networks, limits};
 use crate::{secret, tls};
 
 /// Builds [`Ftp`]s: `type = "ftp"`.
@@ -144,13 +144,7 @@ impl Ftp {
         let seconds =
             |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default).max(1));
         let settings = Settings {
-            networks: Arc::new(Networks::new(Limits {
-                allow_private: options.allow_private,
-                deny_networks: &options.deny_networks,
-                allow_networks: &options.allow_networks,
-                deny_hosts: &options.deny_hosts,
-                allow_hosts: &options.allow_hosts,
-            })?),
+            networks: Arc::new(Networks::new(limits!(options))?),
             tls,
             passive: options.passive,
             trust_pasv_address: options.trust_pasv_address,

@@ -45,6 +45,21 @@ pub(crate) struct Limits<'a> {
     pub(crate) allow_hosts: &'a [String],
 }
 
+/// The [`Limits`] that the options of an entry give. Each backend has the keys among its own:
+/// serde suggests no key for an unknown one where structures are flattened.
+macro_rules! limits {
+    ($options:expr) => {
+        $crate::network::Limits {
+            allow_private: $options.allow_private,
+            deny_networks: &$options.deny_networks,
+            allow_networks: &$options.allow_networks,
+            deny_hosts: &$options.deny_hosts,
+            allow_hosts: &$options.allow_hosts,
+        }
+    };
+}
+pub(crate) use limits;
+
 /// The networks and hosts that an entry reaches.
 #[derive(Clone, Debug)]
 pub(crate) struct Networks {

@@ -55,7 +55,7 @@ use tesk_core::time::Timestamp;
 use tokio::sync::Mutex;
 
 use crate::client;
-use crate::network::{Limits, Networks};
+use crate::network::{Networks, limits};
 pub use crate::secret::Value;
 
 /// A file is sent in parts of at least this.
@@ -149,13 +149,7 @@ impl Factory for OpenDalFactory {
                 _ => format!("options: the service `{}` refuses them", options.service),
             })
         })?;
-        let networks = Arc::new(Networks::new(Limits {
-            allow_private: options.allow_private,
-            deny_networks: &options.deny_networks,
-            allow_networks: &options.allow_networks,
-            deny_hosts: &options.deny_hosts,
-            allow_hosts: &options.allow_hosts,
-        })?);
+        let networks = Arc::new(Networks::new(limits!(options))?);
         let setup = client::Setup {
             ca_file: options.ca_file.as_deref(),
             connect_timeout_secs: options.connect_timeout_secs,

@@ -10,7 +10,7 @@ use tesk_core::storage::{ByteRange, ConfigError, Error, ErrorKind, Result, Sourc
 
 use super::options::Options;
 use crate::netrc::Netrc;
-use crate::network::{Limits, Networks, Refused};
+use crate::network::{Networks, Refused, limits};
 use crate::{client, secret};
 
 /// How many redirects one request follows.
@@ -50,13 +50,7 @@ impl fmt::Debug for Client {
 
 impl Client {
     pub(super) fn new(options: &Options) -> Result<Self, ConfigError> {
-        let networks = Arc::new(Networks::new(Limits {
-            allow_private: options.allow_private,
-            deny_networks: &options.deny_networks,
-            allow_networks: &options.allow_networks,
-            deny_hosts: &options.deny_hosts,
-            allow_hosts: &options.allow_hosts,
-        })?);
+        let networks = Arc::new(Networks::new(limits!(options))?);
         let setup = client::Setup {
             ca_file: options.ca_file.as_deref(),
             connect_timeout_secs: options.connect_timeout_secs,

@@ -18,7 +18,7 @@ use super::bucket::header;
 use super::credentials::{self, Identity};
 use super::options::{Checksum, Encryption, Options};
 use super::transport;
-use crate::network::{Limits, Networks, Refused};
+use crate::network::{Networks, Refused, limits};
 use crate::secret;
 
 /// Memory for small objects on their way, of which core does not know, in KiB.
@@ -68,13 +68,7 @@ impl Settings {
             endpoint: endpoint.clone(),
             ..options.clone()
         };
-        let networks = Arc::new(Networks::new(Limits {
-            allow_private: options.allow_private,
-            deny_networks: &options.deny_networks,
-            allow_networks: &options.allow_networks,
-            deny_hosts: &options.deny_hosts,
-            allow_hosts: &options.allow_hosts,
-        })?);
+        let networks = Arc::new(Networks::new(limits!(options))?);
         let client = transport::client(options, Some(&networks))?;
         let credentials = transport::client(options, None)?;
         let transport = HttpTransporter::new(ReqwestTransport::new(credentials.clone()));

@@ -18,8 +18,8 @@ def task(command, name, **more):
     executors = [tes.Executor(image="busybox:1.37", command=command, **more)]
     return tes.Task(
         name=name,
-        inputs=[tes.Input(url=f"file://{FILES}/input.txt", path="/work/input.txt", type="FILE")],
-        outputs=[tes.Output(url=f"file://{FILES}/{name}.txt", path="/work/out.txt", type="FILE")],
+        inputs=[tes.Input(url=f"file://{FILES}/input.txt", path="/data/input.txt", type="FILE")],
+        outputs=[tes.Output(url=f"file://{FILES}/{name}.txt", path="/data/out.txt", type="FILE")],
         executors=executors,
         tags={"client": f"py-tes-{VERSION}"},
     )
@@ -48,7 +48,7 @@ def main():
     info = client.get_service_info()
     assert info.name, info
 
-    sort = task(["sort", "-r", "/work/input.txt"], f"sorted-{VERSION}", stdout="/work/out.txt")
+    sort = task(["sort", "-r", "/data/input.txt"], f"sorted-{VERSION}", stdout="/data/out.txt")
     created = client.create_task(sort)
     done = client.wait(created, timeout=60)
     assert done.state == "COMPLETE", done

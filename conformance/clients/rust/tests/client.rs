@@ -17,7 +17,7 @@ fn task(command: &[&str], tag: &str) -> Task {
             name: None,
             description: None,
             url: None,
-            path: "/work/words".into(),
+            path: "/data/words".into(),
             ty: IoType::File,
             content: Some("b\na\n".into()),
             streamable: None,
@@ -62,7 +62,7 @@ async fn the_tes_crate_creates_reads_lists_and_cancels() {
     let info = client.service_info(NO_RETRIES).await.expect("service-info");
     assert_eq!(info.ty().group, "org.ga4gh");
 
-    let sort = client.create_task(&task(&["sort", "/work/words"], "rust"), NO_RETRIES).await;
+    let sort = client.create_task(&task(&["sort", "/data/words"], "rust"), NO_RETRIES).await;
     let sort = sort.expect("create").id;
     becomes(&client, &sort, State::Complete).await;
     let params = GetTaskParams { view: View::Full };

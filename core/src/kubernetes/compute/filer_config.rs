@@ -45,7 +45,7 @@ impl FilerConfig {
     }
 
     pub(super) fn name(&self) -> &str {
-        self.map.metadata.name.as_deref().unwrap_or_default()
+        name_of(&self.map.metadata)
     }
 
     /// Sees to it that it is there.
@@ -67,7 +67,6 @@ impl FilerConfig {
         let api = cluster.api::<ConfigMap>();
         let params = ListParams::default().labels(&cluster.selector(Part::Config));
         let there = cluster.answer(api.list_metadata(&params)).await?;
-        let name_of = |metadata: &ObjectMeta| metadata.name.clone().unwrap_or_default();
         if !there
             .iter()
             .any(|map| name_of(&map.metadata) == self.name())
@@ -75,35 +74,46 @@ impl FilerConfig {
             tracing::warn!(name = self.name(), "the filer's configuration was removed");
             self.leave(cluster).await?;
         }
-        let mounted = pods.other_configs();
-        let others = there.into_iter().map(|map| (name_of(&map.metadata), map));
-        let others: HashMap<_, _> = others
-            .filter(|(name, _)| name != self.name() && !mounted.contains(name))
-            .collect();
-        let old: HashSet<_> = {
-            let mut unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
-            unused.retain(|name, _| others.contains_key(name));
-            for name in others.keys() {
-                unused.entry(name.clone()).or_insert_with(Instant::now);
-            }
-            let old = unused
-                .iter()
-                .filter(|(_, since)| since.elapsed() >= self.keep);
-            old.map(|(name, _)| name.clone()).collect()
-        };
-        for (name, map) in others {
-            if !old.contains(&name) {
-                continue;
-            }
+        let there = there.into_iter().map(|map| map.metadata);
+        for map in self.unused_for_long(there, &pods.other_configs()) {
+            let name = name_of(&map);
             let params = DeleteParams::default().preconditions(Preconditions {
-                uid: map.metadata.uid,
+                uid: map.uid.clone(),
                 resource_version: None,
             });
-            match cluster.answer(api.delete(&name, &params)).await {
+            match cluster.answer(api.delete(name, &params)).await {
                 Err(error) if !error.is_not_found() && !error.is_conflict() => return Err(error),
                 _ => {}
             }
         }
         Ok(())
     }
+
+    /// The others that no call has found `mounted` for as long as they are kept.
+    fn unused_for_long(
+        &self,
+        there: impl IntoIterator<Item = ObjectMeta>,
+        mounted: &HashSet<String>,
+    ) -> Vec<ObjectMeta> {
+        let mut before = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unused = HashMap::new();
+        let mut long = Vec::new();
+        for map in there {
+            let name = name_of(&map);
+            if name == self.name() || mounted.contains(name) {
+                continue;
+            }
+            let since = before.get(name).copied().unwrap_or_else(Instant::now);
+            unused.insert(name.to_owned(), since);
+            if since.elapsed() >= self.keep {
+                long.push(map);
+            }
+        }
+        *before = unused;
+        long
+    }
+}
+
+fn name_of(metadata: &ObjectMeta) -> &str {
+    metadata.name.as_deref().unwrap_or_default()
 }
