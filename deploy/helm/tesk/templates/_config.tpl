@@ -90,10 +90,10 @@
 {{- include "tesk.toml.table" .Values.config.transfer }}
 {{- range .Values.storage }}
 {{- $storage := deepCopy . }}
-{{- if and $ca (ne .type "pvc") (not .ca_file) }}
+{{- if and $ca (ne .type "pvc") (not (hasKey . "ca_file")) }}
 {{- $_ := set $storage "ca_file" "/etc/tesk-ca/ca.crt" }}
 {{- end }}
-{{- if and $proxy.url (has .type (list "http" "s3")) (not .proxy) }}
+{{- if and $proxy.url (has .type (list "http" "s3")) (not (hasKey . "proxy")) }}
 {{- $_ := set $storage "proxy" $proxy.url }}
 {{- end }}
 

@@ -1,23 +1,27 @@
 {{- define "tesk.fullname" -}}
+{{- $name := .Release.Name -}}
 {{- if .Values.fullnameOverride -}}
-{{ .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
-{{- else if contains .Chart.Name .Release.Name -}}
-{{ .Release.Name | trunc 50 | trimSuffix "-" }}
-{{- else -}}
-{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}
+{{- $name = .Values.fullnameOverride -}}
+{{- else if not (contains .Chart.Name $name) -}}
+{{- $name = printf "%s-%s" $name .Chart.Name -}}
 {{- end -}}
+{{- $name = $name | replace "." "-" | trunc 50 | trimSuffix "-" -}}
+{{- if not (regexMatch "^[a-z]" $name) -}}
+{{- fail (printf "%s: no Service can have this name, as it begins with a digit: set fullnameOverride" $name) -}}
+{{- end -}}
+{{ $name }}
 {{- end -}}
 
 {{/* What selects the server's pods. It never changes, as selectors cannot. */}}
 {{- define "tesk.selector" -}}
 app.kubernetes.io/name: tesk
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: server
 {{- end -}}
 
 {{- define "tesk.labels" -}}
 app.kubernetes.io/name: tesk
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "tesk.serviceAccount" -}}
