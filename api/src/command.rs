@@ -16,15 +16,21 @@ mod show;
 mod storage;
 mod tasks;
 
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use tesk_core::config::nearest;
 use tesk_core::local::RuntimeChoice;
 use tesk_core::storage::{RegistryBuilder, cleanup};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::config::Config;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,7 +44,29 @@ Examples:
 /// starts a thread.
 pub fn main(plugins: RegistryBuilder) -> ExitCode {
     engine::use_plugins(plugins);
-    engine::attempt().unwrap_or_else(|| Cli::parse().execute())
+    engine::attempt().unwrap_or_else(|| {
+        let matches = without_empty_variables(Cli::command()).get_matches();
+        Cli::from_arg_matches(&matches)
+            .unwrap_or_else(|error| error.exit())
+            .execute()
+    })
+}
+
+/// A variable that is set to nothing counts as one that is not set.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |arg: &clap::Arg| {
+        let value = arg.get_env().and_then(std::env::var_os);
+        value.is_some_and(|value| value.is_empty())
+    };
+    command
+        .mut_args(|arg| {
+            if is_empty(&arg) {
+                arg.env(None::<&str>)
+            } else {
+                arg
+            }
+        })
+        .mut_subcommands(without_empty_variables)
 }
 
 /// GA4GH TES 1.1 task execution: run tasks on this machine, serve them, or talk to a server.
@@ -68,6 +96,10 @@ enum Command {
     /// and serves http(s) and ftp(s) urls; --allow-path adds folders for file urls.
     Serve(serve::Serve),
     /// Create tasks on a server and print their ids
+    ///
+    /// A server that is away for a while is asked again for five minutes, with the same
+    /// Idempotency-Key; with --wait even where nobody listens yet. The first file that is refused
+    /// is the last that is sent, and --wait then waits for the tasks of those before it.
     Submit(tasks::Submit),
     /// Show tasks
     Get(tasks::Get),
@@ -178,15 +210,71 @@ impl Cli {
     }
 }
 
+/// The configuration that a command was given, with the environment over it.
+fn configuration(file: Option<&Path>) -> Result<Config, String> {
+    let mut variables = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        // Others need not be text.
+        let of_ours = |name: &&str| name.starts_with("TESK_") && name.contains("__");
+        if let Some(name) = name.to_str().filter(of_ours) {
+            variables.push((name.to_owned(), utf8(name, value)?));
+        }
+    }
+    Config::load(file, variables.into_iter())
+}
+
+/// A variable of the environment, unless it is empty.
+fn variable(name: &str) -> Result<Option<String>, String> {
+    let value = std::env::var_os(name).filter(|value| !value.is_empty());
+    value.map(|value| utf8(name, value)).transpose()
+}
+
+/// The value of a variable, which may be secret.
+fn utf8(name: &str, value: OsString) -> Result<String, String> {
+    let text = value.into_string();
+    text.map_err(|_| format!("the environment variable {name} is not UTF-8"))
+}
+
+/// Which log lines are written, as `text` says, the value of `origin`: a level, or directives.
+fn log_filter(origin: &str, text: &str) -> Result<EnvFilter, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    for word in text.split(',').filter(|word| !word.is_empty()) {
+        // It would be taken for a module, and all others would be silent.
+        if !word.contains('=') && word.parse::<LevelFilter>().is_err() {
+            let levels = LEVELS.join(", ");
+            let hint = nearest(word, LEVELS)
+                .map(|level| format!("; did you mean `{level}`?"))
+                .unwrap_or_default();
+            return Err(format!(
+                "{origin}: `{word}` is not a level ({levels}), and that of one module is written \
+                 as module=level{hint}"
+            ));
+        }
+    }
+    EnvFilter::try_new(text)
+        .map_err(|error| format!("{origin}: `{text}` is not a log filter: {error}"))
+}
+
 /// What is worth knowing goes to standard error, from `level` on unless `TESK_LOG` says.
-fn start_log(level: &str) {
-    let filter = EnvFilter::try_from_env("TESK_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+fn start_log(level: &str) -> Result<(), String> {
+    let filter = match variable("TESK_LOG")? {
+        Some(text) => log_filter("TESK_LOG", &text)?,
+        None => EnvFilter::new(level),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Else a closed standard error turns every line into a panic of whoever wrote it.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+    Ok(())
+}
+
+/// Signals of this kind, which do not end the process any more.
+fn listen(kind: SignalKind) -> Result<Signal, String> {
+    signal(kind).map_err(|error| format!("cannot listen for signals: {error}"))
 }
 
 fn fail(text: &str) -> ExitCode {
@@ -196,7 +284,12 @@ fn fail(text: &str) -> ExitCode {
 
 /// Says what is wrong; some of it can be the words of a server or a file.
 fn complain(text: &str) {
-    eprintln!("tesk: {}", show::harmless(text));
+    note(&format!("tesk: {}", show::harmless(text)));
+}
+
+/// A line on standard error, which nobody needs to read.
+fn note(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 impl Command {
@@ -214,22 +307,27 @@ impl Command {
             Self::Auth(command) => command.execute(),
             Self::Storage(command) => command.execute().await,
             Self::Config(command) => command.execute().await,
-            Self::Completions(command) => {
-                command.execute();
-                Ok(())
-            }
+            Self::Completions(command) => command.execute(),
         }
     }
 }
 
 /// Prints to standard output; a reader that has gone away (`tesk list | head`) ends the
-/// command quietly.
+/// command quietly. For what is only shown.
 fn print(text: &str) -> Outcome {
-    use std::io::Write;
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::Status(0)),
         Err(error) => Err(Failure::Error(format!("cannot write: {error}"))),
+    }
+}
+
+/// Prints to standard output where more is to be done, or the exit status says more: a reader that
+/// has gone away changes neither.
+fn say(text: &str) -> Outcome {
+    match print(text) {
+        Err(Failure::Status(0)) => Ok(()),
+        said => said,
     }
 }

@@ -62,7 +62,7 @@ pub struct Server {
     pub allowed_origins: Vec<String>,
     /// The largest task document.
     pub max_body: ByteSize,
-    /// Connections served at once; more wait.
+    /// Connections served at once; more are answered 503, but for `/healthz` and `/readyz`.
     pub max_connections: usize,
     /// The longest wait for the headers of a request, idle connections included, and for a client
     /// to take some of a reply.

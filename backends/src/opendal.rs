@@ -46,10 +46,11 @@ use opendal::{
 };
 use opendal_http_transport_reqwest::ReqwestTransport;
 use serde::Deserialize;
+use tesk_core::storage::cleanup::Undo;
 use tesk_core::storage::{
     ByteRange, Capabilities, Checksum, ConfigEntry, ConfigError, Entry, EntryKind, EntryStream,
     Error, ErrorKind, Factory, FileInfo, Opened, Result, Source, Storage, StorageUrl, Version,
-    Written, cleanup,
+    Written,
 };
 use tesk_core::time::Timestamp;
 use tokio::sync::Mutex;
@@ -448,21 +449,19 @@ impl Storage for OpenDal {
             ..WriteOptions::default()
         };
         let writer = self.operator.writer_options(&path, options).await;
-        let mut unfinished = Unfinished {
-            writer: Arc::new(Mutex::new(writer.map_err(|error| failure(url, &error))?)),
-            over: false,
-        };
-        let filled = {
-            let mut writer = unfinished.writer.lock().await;
-            let filled = fill(&mut writer, url, source, part).await;
-            if filled.is_err() {
-                // The first error is the one to tell.
-                let _ = writer.abort().await;
+        let writer = Arc::new(Mutex::new(writer.map_err(|error| failure(url, &error))?));
+        // Its parts are thrown away: they cost money.
+        let undo = Undo::new({
+            let (writer, url) = (writer.clone(), url.clone());
+            async move {
+                if let Err(error) = writer.lock().await.abort().await {
+                    let error = failure(&url, &error);
+                    tracing::warn!(%error, "parts of an upload may be left behind");
+                }
             }
-            filled
-        };
-        unfinished.over = true;
-        filled.map(|found| Written {
+        });
+        let filled = fill(&mut *writer.lock().await, url, source, part).await;
+        undo.unless_ok(filled).await.map(|found| Written {
             size: source.size(),
             version: self.version(&found),
             checksum: None,
@@ -506,23 +505,6 @@ impl Storage for OpenDal {
         };
         let removed = self.operator.delete(&path).await;
         removed.map_err(|error| failure(url, &error))
-    }
-}
-
-/// A write whose parts are thrown away when it is dropped before it is over: they cost money.
-struct Unfinished {
-    writer: Arc<Mutex<Writer>>,
-    over: bool,
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if !self.over {
-            let writer = self.writer.clone();
-            cleanup::spawn(async move {
-                let _ = writer.lock().await.abort().await;
-            });
-        }
     }
 }
 

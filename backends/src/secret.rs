@@ -26,11 +26,25 @@ pub(crate) fn read(
         }
         (None, Some(name)) => match std::env::var(name) {
             Ok(value) => Ok(Some(value)),
-            Err(_) => Err(ConfigError(format!(
+            Err(_) if is_name(name) => Err(ConfigError(format!(
                 "{key}: the environment variable `{name}` is not set"
+            ))),
+            Err(_) => Err(ConfigError(format!(
+                "{key}: the environment variable that is named is not set; what is given must be \
+                 the name of one, never the secret itself"
             ))),
         },
     }
+}
+
+/// Whether a text is as variables are usually named. Any other may be a secret that was written in
+/// the place of a name, and is not to be shown.
+fn is_name(text: &str) -> bool {
+    text.len() <= 64
+        && text.starts_with(|c: char| c.is_ascii_uppercase() || c == '_')
+        && text
+            .chars()
+            .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
 }
 
 /// A text, or where it is.
@@ -60,5 +74,22 @@ impl Value {
             Self::Env { env } => read(key, None, Some(env))?,
         };
         Ok(text.unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_in_the_place_of_a_variable_is_not_shown() {
+        let long = "A".repeat(65);
+        for secret in ["hunter2", "pass phrase", "1A", "A=B", long.as_str()] {
+            let ConfigError(error) = read("password", None, Some(secret)).unwrap_err();
+            assert!(!error.contains(secret), "{error}");
+            assert!(error.contains("must be the name of one"), "{error}");
+        }
+        let ConfigError(error) = read("password", None, Some("TESK_TEST_UNSET")).unwrap_err();
+        assert!(error.contains("`TESK_TEST_UNSET` is not set"), "{error}");
     }
 }

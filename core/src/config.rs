@@ -13,9 +13,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// Reads `text` (from `origin`, a file name for messages) as a `T`. An error names line and
 /// section, and for an unknown key suggests the nearest one that exists.
 pub fn parse<T: DeserializeOwned>(origin: &str, text: &str) -> Result<T, String> {
-    toml::from_str(text).map_err(|error| {
-        let message = explain(origin, &error.to_string());
-        match error.span().and_then(|span| section(text, span.start)) {
+    toml::from_str(text).map_err(|error: toml::de::Error| {
+        let mut message = explain(origin, &error.to_string());
+        let Some(span) = error.span() else {
+            return message;
+        };
+        // Where a section is, as opposed to a table in one line, its place is its header.
+        if error.message() == "invalid type: map, expected a sequence"
+            && let Some(header) = text.get(span.clone()).filter(|at| at.starts_with('['))
+        {
+            message = format!("{message}\nhelp: write [{header}], with two brackets");
+        }
+        match section(text, span.start) {
             Some(section) => format!("{message}\nin section {section}"),
             None => message,
         }
@@ -37,7 +46,7 @@ fn section(text: &str, at: usize) -> Option<&str> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
-/// A length of time: `"500ms"`, `"30s"`, `"5m"`, `"24h"`, `"30d"`; a bare number is seconds.
+/// A length of time: `"500ms"`, `"30s"`, `"5m"`, `"24h"`, `"30d"`; only 0 needs no unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
@@ -61,15 +70,15 @@ const SPANS: [(&str, u64); 5] = [
     ("ms", 1),
 ];
 
-/// Splits `30 s` into number and factor; a bare number has the factor `bare`.
-fn quantity(text: &str, units: &[(&str, u64)], bare: u64) -> Option<u64> {
+/// Splits `30 s` into number and factor; a bare number is as it is.
+fn quantity(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let text = text.trim();
     let end = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());
     let (number, unit) = (text[..end].parse::<u64>().ok()?, text[end..].trim());
     let factor = match unit {
-        "" => bare,
+        "" => 1,
         unit => {
             units
                 .iter()
@@ -84,7 +93,7 @@ impl FromStr for ByteSize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        quantity(text, &SIZES, 1)
+        quantity(text, &SIZES)
             .map(Self)
             .ok_or_else(|| format!("`{text}` is not a size such as \"16MiB\""))
     }
@@ -94,7 +103,13 @@ impl FromStr for Span {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        quantity(text, &SPANS, 1_000)
+        let bare = text.trim();
+        if bare.parse::<u64>().is_ok_and(|number| number != 0) {
+            return Err(format!(
+                "{bare} of what? write {bare}s, {bare}m, {bare}h or {bare}d"
+            ));
+        }
+        quantity(text, &SPANS)
             .map(|millis| Self(Duration::from_millis(millis)))
             .ok_or_else(|| format!("`{text}` is not a duration such as \"30s\" or \"24h\""))
     }
@@ -201,18 +216,32 @@ pub fn override_from_env(
     }
 }
 
-/// The text of a TOML error with its file, and the nearest known key for an unknown one.
+/// The text of a TOML error with its file, and what helps with it: for an unknown key the nearest
+/// known one.
 pub fn explain(origin: &str, error: &str) -> String {
     let error = error.trim_end();
-    let mut out = format!("{origin}: {error}");
-    if let Some((unknown, known)) = unknown_key(error)
-        && let Some(nearest) = nearest(unknown, known)
-    {
-        out.push_str("\nhelp: did you mean `");
-        out.push_str(nearest);
-        out.push_str("`?");
+    match help(error) {
+        Some(help) => format!("{origin}: {error}\nhelp: {help}"),
+        None => format!("{origin}: {error}"),
     }
-    out
+}
+
+fn help(error: &str) -> Option<String> {
+    // What std says of a text, and serde of another type.
+    if error.contains("invalid socket address") || error.contains("expected socket address") {
+        return Some("it must be an address with a port, such as 127.0.0.1:8080".into());
+    }
+    let (unknown, known) = unknown_key(error)?;
+    let known: Vec<_> = known.collect();
+    let (file, env) = (format!("{unknown}_file"), format!("{unknown}_env"));
+    // Only secrets have both. Who is told that one of them was meant writes the secret where a name
+    // belongs, and errors show names.
+    if known.contains(&file.as_str()) && known.contains(&env.as_str()) {
+        return Some(format!(
+            "secrets are given by reference only: `{file}` or `{env}`"
+        ));
+    }
+    nearest(unknown, known).map(|nearest| format!("did you mean `{nearest}`?"))
 }
 
 /// The name among `known` that is nearest to `unknown`, if one is near enough to be a slip.
@@ -329,7 +358,7 @@ mod tests {
         for (text, bytes) in [("4096", 4096), ("16MiB", 16 << 20), ("2 gb", 2_000_000_000)] {
             assert_eq!(text.parse::<ByteSize>().unwrap().0, bytes);
         }
-        for (text, seconds) in [("30", 30), ("30s", 30), ("5m", 300), ("24 h", 86_400)] {
+        for (text, seconds) in [("0", 0), ("30s", 30), ("5m", 300), ("24 h", 86_400)] {
             assert_eq!(text.parse::<Span>().unwrap().0.as_secs(), seconds);
         }
         assert_eq!("500ms".parse::<Span>().unwrap().to_string(), "500ms");
@@ -338,6 +367,71 @@ mod tests {
         assert_eq!(ByteSize(0).to_string(), "0B");
         for wrong in ["", "x", "5 parsecs", "-1", "999999999999d"] {
             assert!(wrong.parse::<Span>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_span_without_a_unit_is_refused_unless_it_is_zero() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Limits {
+            retention: Span,
+        }
+        for number in ["30", "\"30\"", "\" 30 \""] {
+            let error = parse::<Limits>("file", &format!("retention = {number}")).unwrap_err();
+            let expected = "30 of what? write 30s, 30m, 30h or 30d";
+            assert!(error.contains(expected), "{error}");
+        }
+        let limits = parse::<Limits>("file", "retention = 0").unwrap();
+        assert_eq!(limits.retention, Span::default());
+    }
+
+    #[test]
+    fn a_secret_in_the_configuration_is_told_how_secrets_are_given() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "only its names matter")]
+        struct Options {
+            password_file: Option<String>,
+            password_env: Option<String>,
+            ca_file: Option<String>,
+        }
+        let error = parse::<Options>("file", "password = \"x\"").unwrap_err();
+        let expected = "secrets are given by reference only: `password_file` or `password_env`";
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("did you mean"), "{error}");
+        // A file of certificates is no secret.
+        let error = parse::<Options>("file", "ca_fil = \"x\"").unwrap_err();
+        assert!(error.contains("did you mean `ca_file`?"), "{error}");
+        let error = parse::<Options>("file", "ca = \"x\"").unwrap_err();
+        assert!(!error.contains("secrets"), "{error}");
+    }
+
+    #[test]
+    fn a_section_of_which_there_are_several_is_told_its_second_bracket() {
+        #[derive(Debug, serde::Deserialize)]
+        #[expect(dead_code, reason = "only its names matter")]
+        struct Users {
+            user: Vec<Server>,
+        }
+        let text = "# a comment\n[user] # the first\nlisten = \"x\"\n";
+        let error = parse::<Users>("users.toml", text).unwrap_err();
+        let expected = "\nhelp: write [[user]], with two brackets\nin section [user]";
+        assert!(error.ends_with(expected), "{error}");
+        let error = parse::<Users>("users.toml", "user = { listen = \"x\" }").unwrap_err();
+        assert!(!error.contains("help"), "{error}");
+    }
+
+    #[test]
+    fn an_address_without_a_port_is_told_what_one_is() {
+        #[derive(Debug, serde::Deserialize)]
+        #[expect(dead_code, reason = "only its names matter")]
+        struct Server {
+            listen: std::net::SocketAddr,
+        }
+        for listen in ["\"localhost:8080\"", "\"127.0.0.1\"", "8080"] {
+            let error = parse::<Server>("file", &format!("listen = {listen}")).unwrap_err();
+            let expected = "help: it must be an address with a port, such as 127.0.0.1:8080";
+            assert!(error.contains(expected), "{error}");
         }
     }
 

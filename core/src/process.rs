@@ -89,7 +89,8 @@ pub struct Ended {
     /// 127 not found, 126 not executable, 128 + n by signal n; 1 when nothing was started
     /// because a file of it (standard input, working directory, redirect) is not usable.
     pub exit_code: i32,
-    /// The tail of its standard output; invalid UTF-8 replaced. At most `tail` bytes.
+    /// The tail of its standard output; invalid UTF-8 replaced. At most `tail` bytes; a note says
+    /// so if there were more and no file has them.
     pub stdout: String,
     /// The tail of its standard error; says so when nothing was started.
     pub stderr: String,
@@ -229,12 +230,19 @@ async fn supervise(
     let mut unwrap = |captured: Result<Captured, _>, name: &str| {
         let captured = captured.unwrap_or_else(|error| Captured {
             tail: String::new(),
+            cut: None,
             problem: Some(Unwritten {
                 what: format!("lost the {name} of the command: {error}"),
                 kind: std::io::ErrorKind::Other,
             }),
         });
         unwritten = unwritten.take().or(captured.problem);
+        if let Some(printed) = captured.cut {
+            let kept = command.tail;
+            notes.push(format!(
+                "of {printed} bytes of its {name} the log has the last {kept}"
+            ));
+        }
         captured.tail
     };
     let stdout = unwrap(stdout, "standard output");

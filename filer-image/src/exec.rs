@@ -135,9 +135,17 @@ async fn supervise(options: &Options, terminated: &CancellationToken) -> anyhow:
 }
 
 /// How many processes of this container the kernel has killed because its memory was used up;
-/// 0 where it does not tell (cgroup v2, `memory.events`).
+/// 0 where it does not tell.
 fn out_of_memory_kills() -> u64 {
-    let events = std::fs::read_to_string("/sys/fs/cgroup/memory.events").unwrap_or_default();
+    // cgroup v2, and v1.
+    let files = [
+        "/sys/fs/cgroup/memory.events",
+        "/sys/fs/cgroup/memory/memory.oom_control",
+    ];
+    let events = files
+        .iter()
+        .find_map(|file| std::fs::read_to_string(file).ok())
+        .unwrap_or_default();
     let count = events
         .lines()
         .find_map(|line| line.strip_prefix("oom_kill "));

@@ -1,11 +1,12 @@
 //! Passwords (RFC 7617) against argon2 hashes, without letting argon2 be used to burn the CPU.
 //!
 //! Verdicts are remembered for a short time under a keyed digest, so that a client that polls
-//! costs one hash a minute; wrong passwords are remembered too. Only a few hashes are computed
-//! at once, and callers beyond a short queue are turned away.
+//! costs one hash a minute; wrong passwords are remembered too. Requests with the same credentials
+//! wait for the same hash. Only a few are computed at once, and credentials beyond a short queue are
+//! turned away.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use argon2::Argon2;
@@ -15,7 +16,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use base64::Engine;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::service::ApiError;
 
@@ -25,7 +26,7 @@ const REMEMBER_WRONG: Duration = Duration::from_secs(5);
 const REMEMBERED: usize = 10_000;
 /// Hashes computed at once: each takes some 20 MiB and tens of milliseconds.
 const AT_ONCE: usize = 2;
-/// Callers that may wait for one.
+/// Credentials that may wait for one.
 const WAITING: usize = 64;
 /// Checked for names that do not exist, so that time does not tell which do.
 const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$c29tZSBvdGhlciBzYWx0$R8PDqk0VCgB2kLm3KBPGcMYVZkTUPkhOdKb5JYh3Xyk";
@@ -36,11 +37,16 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// Credentials, as a keyed digest.
+type Key = [u8; 32];
+
 /// Checks passwords.
 #[derive(Debug)]
 pub(super) struct PasswordChecker {
     key: [u8; 32],
-    verdicts: Mutex<HashMap<[u8; 32], (Instant, bool)>>,
+    verdicts: Mutex<HashMap<Key, (Instant, bool)>>,
+    /// What is being checked for whoever has these.
+    asked: Mutex<HashMap<Key, Weak<OnceCell<bool>>>>,
     at_once: Semaphore,
     waiting: Semaphore,
 }
@@ -70,6 +76,7 @@ impl PasswordChecker {
         Self {
             key: rand::random(),
             verdicts: Mutex::default(),
+            asked: Mutex::default(),
             at_once: Semaphore::new(AT_ONCE),
             waiting: Semaphore::new(WAITING),
         }
@@ -77,7 +84,7 @@ impl PasswordChecker {
 
     /// Forgets all verdicts.
     pub(super) fn forget(&self) {
-        self.lock().clear();
+        lock(&self.verdicts).clear();
     }
 
     /// Whether `password` is the one that `phc` is the hash of. 429 if too many ask at once.
@@ -95,10 +102,33 @@ impl PasswordChecker {
         digest.update(phc.as_deref().unwrap_or_default());
         digest.update([0]);
         digest.update(&password);
-        let key: [u8; 32] = digest.finalize().into();
+        let key: Key = digest.finalize().into();
         if let Some(verdict) = self.remembered(&key) {
             return Ok(verdict);
         }
+        let asked = self.asked(key);
+        let verdict = asked.get_or_try_init(|| self.compute(key, password, phc));
+        verdict.await.copied()
+    }
+
+    /// The check of these credentials that is under way, or a new one.
+    fn asked(&self, key: Key) -> Arc<OnceCell<bool>> {
+        let mut asked = lock(&self.asked);
+        if let Some(there) = asked.get(&key).and_then(Weak::upgrade) {
+            return there;
+        }
+        asked.retain(|_, check| check.strong_count() > 0);
+        let new = Arc::default();
+        asked.insert(key, Arc::downgrade(&new));
+        new
+    }
+
+    async fn compute(
+        &self,
+        key: Key,
+        password: String,
+        phc: Option<String>,
+    ) -> Result<bool, ApiError> {
         let too_many = || {
             ApiError::new(
                 StatusCode::TOO_MANY_REQUESTS,
@@ -108,7 +138,7 @@ impl PasswordChecker {
         };
         let _waiting = self.waiting.try_acquire().map_err(|_| too_many())?;
         let _turn = self.at_once.acquire().await.map_err(ApiError::internal)?;
-        // Another request with the same credentials may have been first.
+        // Another request with the same credentials may just have ended.
         if let Some(verdict) = self.remembered(&key) {
             return Ok(verdict);
         }
@@ -124,7 +154,7 @@ impl PasswordChecker {
         })
         .await
         .map_err(ApiError::internal)?;
-        let mut verdicts = self.lock();
+        let mut verdicts = lock(&self.verdicts);
         if verdicts.len() >= REMEMBERED {
             verdicts.clear();
         }
@@ -132,8 +162,8 @@ impl PasswordChecker {
         Ok(verdict)
     }
 
-    fn remembered(&self, key: &[u8; 32]) -> Option<bool> {
-        let (since, verdict) = *self.lock().get(key)?;
+    fn remembered(&self, key: &Key) -> Option<bool> {
+        let (since, verdict) = *lock(&self.verdicts).get(key)?;
         let ttl = if verdict {
             REMEMBER_RIGHT
         } else {
@@ -141,10 +171,10 @@ impl PasswordChecker {
         };
         (since.elapsed() < ttl).then_some(verdict)
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], (Instant, bool)>> {
-        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -164,6 +194,40 @@ mod tests {
     fn the_hash_of_nobody_can_be_checked() {
         assert!(is_hash(NOBODY));
         assert!(!is_hash("secret"));
+    }
+
+    #[tokio::test]
+    async fn a_burst_of_requests_of_one_user_costs_one_hash() {
+        let checker = PasswordChecker::new();
+        let phc = hash("secret").unwrap();
+        let check = || checker.check("ada", "secret".into(), Some(phc.clone()));
+        let burst = (0..2 * WAITING).map(|_| check());
+        for verdict in futures_util::future::join_all(burst).await {
+            assert!(verdict.unwrap());
+        }
+        // Whoever comes later finds nothing of it but the verdict.
+        checker.at_once.close();
+        assert!(check().await.unwrap());
+        assert_eq!(
+            lock(&checker.asked)
+                .values()
+                .filter(|c| c.strong_count() > 0)
+                .count(),
+            0
+        );
+    }
+
+    #[tokio::test]
+    async fn many_different_passwords_at_once_are_turned_away() {
+        let checker = PasswordChecker::new();
+        let _none_ends = checker.at_once.acquire_many(AT_ONCE as u32).await.unwrap();
+        let mut waiting: Vec<_> = (0..WAITING)
+            .map(|n| Box::pin(checker.check("ada", n.to_string(), None)))
+            .collect();
+        for check in &mut waiting {
+            assert!(futures_util::poll!(check).is_pending());
+        }
+        assert!(checker.check("ada", "one more".into(), None).await.is_err());
     }
 
     #[tokio::test]

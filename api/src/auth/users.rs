@@ -168,7 +168,8 @@ impl Users {
                 sees_all: user.admin.unwrap_or_default(),
             };
             for token in user.tokens {
-                let digest = from_hex(&token).ok_or_else(|| {
+                let mut digest = [0; 32];
+                hex::decode_to_slice(&token, &mut digest).map_err(|_| {
                     format!(
                         "user `{name}`: a token is not 64 hex digits; `tesk auth token` makes one"
                     )
@@ -233,29 +234,6 @@ pub fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Bytes as lower-case hex digits, as a users file has them.
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-fn from_hex(text: &str) -> Option<[u8; 32]> {
-    let bytes = text.as_bytes();
-    if bytes.len() != 64 {
-        return None;
-    }
-    let mut digest = [0; 32];
-    for (byte, pair) in digest.iter_mut().zip(bytes.chunks_exact(2)) {
-        let high = char::from(pair[0]).to_digit(16)?;
-        let low = char::from(pair[1]).to_digit(16)?;
-        *byte = (high << 4 | low) as u8;
-    }
-    Some(digest)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,7 +245,7 @@ mod tests {
 
     #[test]
     fn entries_of_one_user_add_up_unless_they_say_the_opposite() {
-        let token = |token| hex(&token_digest(token));
+        let token = |token| hex::encode(token_digest(token));
         let ada = |more: &str| format!("[[user]]\nname = \"ada\"\n{more}\n");
         let (one, two) = (token("one"), token("two"));
         let first = ada(&format!(

@@ -7,11 +7,9 @@ use std::sync::Arc;
 
 use clap::{Args, CommandFactory, Subcommand};
 
-use super::serve::log_filter;
 use super::storage::probe;
-use super::{Cli, Failure, Outcome, engine, print, start_log};
+use super::{Cli, Failure, Outcome, configuration, engine, log_filter, print, say, start_log};
 use crate::auth::{UsersFile, basic, users};
-use crate::config::Config;
 
 /// `tesk auth`
 #[derive(Debug, Subcommand)]
@@ -38,9 +36,9 @@ impl Auth {
         match self {
             Self::Token { user } => {
                 users::check_name(&user)?;
-                let token = users::hex(&rand::random::<[u8; 32]>());
+                let token = hex::encode(rand::random::<[u8; 32]>());
                 eprintln!("token: {token}");
-                let digest = users::hex(&users::token_digest(&token));
+                let digest = hex::encode(users::token_digest(&token));
                 print(&entry(&user, &format!("tokens = [{digest:?}]")))
             }
             Self::Hash { user } => {
@@ -94,10 +92,10 @@ impl ConfigCommand {
             offline,
         } = self;
         engine::install_crypto();
-        let config = Config::load(file.as_deref(), std::env::vars())?;
+        let config = configuration(file.as_deref())?;
         config.refuse_open_to_others()?;
         engine::refuse_own_files(&config)?;
-        log_filter(&config.server)?;
+        log_filter("server.log", &config.server.log)?;
         let registry = engine::registry(&config.storage)?;
         let users = match &config.auth.users {
             Some(path) => {
@@ -122,7 +120,7 @@ impl ConfigCommand {
             .collect();
             let _ = writeln!(text, "storage      {prefix} ({})", can.join(", "));
         }
-        print(&(text + "the configuration is valid\n"))?;
+        say(&(text + "the configuration is valid\n"))?;
         if offline {
             return Ok(());
         }
@@ -147,7 +145,7 @@ pub(super) struct Purge {
 
 impl Purge {
     pub(super) async fn execute(self) -> Outcome {
-        let config = Config::load(self.config.as_deref(), std::env::vars())?;
+        let config = configuration(self.config.as_deref())?;
         if !self.yes {
             let instance = &config.kubernetes.instance;
             let text = format!(
@@ -155,7 +153,7 @@ impl Purge {
             );
             return Err(Failure::Error(text));
         }
-        start_log("warn");
+        start_log("warn")?;
         engine::install_crypto();
         tesk_core::kubernetes::purge(&config.kubernetes).await?;
         print("removed\n")
@@ -170,12 +168,10 @@ pub(super) struct Completions {
 }
 
 impl Completions {
-    pub(super) fn execute(self) {
-        clap_complete::generate(
-            self.shell,
-            &mut Cli::command(),
-            "tesk",
-            &mut std::io::stdout(),
-        );
+    pub(super) fn execute(self) -> Outcome {
+        // To standard output itself it would panic when the reader has gone away.
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "tesk", &mut script);
+        print(&String::from_utf8_lossy(&script))
     }
 }

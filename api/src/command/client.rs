@@ -3,13 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::{HeaderMap, LOCATION, RETRY_AFTER};
+use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 use tesk_core::storage::StorageUrl;
 use url::Url;
 
-use super::Remote;
+use super::{Remote, variable};
 
 /// Longer than any command runs.
 const FOR_EVER: Duration = Duration::from_hours(365 * 24);
@@ -29,20 +30,26 @@ pub(super) struct Refused {
     /// That it may have one soon, such as from a server that is restarted now; and after how long,
     /// if somebody said so.
     pub(super) passes: Option<Duration>,
+    /// That nobody was there to ask.
+    pub(super) unreached: bool,
 }
 
 impl Refused {
     fn passing(text: String) -> Self {
         Self {
-            text,
             passes: Some(Duration::ZERO),
+            ..text.into()
         }
     }
 }
 
 impl From<String> for Refused {
     fn from(text: String) -> Self {
-        Self { text, passes: None }
+        Self {
+            text,
+            passes: None,
+            unreached: false,
+        }
     }
 }
 
@@ -76,20 +83,21 @@ impl Client {
             .tls_backend_preconfigured(tls)
             .connect_timeout(Duration::from_secs(10))
             .timeout(Duration::from_mins(1))
+            // One that is followed makes a GET of a POST, and leaves the identity behind.
+            .redirect(Policy::none())
             .user_agent(concat!("tesk/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| format!("cannot make an HTTP client: {error}"))?;
-        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let identity = if let Some(path) = &remote.token_file {
             let token = std::fs::read_to_string(path)
                 .map_err(|error| format!("cannot read the token in {}: {error}", path.display()))?;
             Identity::Token(token.trim().to_owned())
         } else if let Some((user, password)) = credentials {
             Identity::Password(user, password)
-        } else if let Some(token) = variable("TESK_TOKEN") {
-            Identity::Token(token)
-        } else if let Some(user) = variable("TESK_USER") {
-            Identity::Password(user, variable("TESK_PASSWORD").unwrap_or_default())
+        } else if let Some(token) = variable("TESK_TOKEN")? {
+            Identity::Token(token.trim().to_owned())
+        } else if let Some(user) = variable("TESK_USER")? {
+            Identity::Password(user, variable("TESK_PASSWORD")?.unwrap_or_default())
         } else {
             Identity::Nobody
         };
@@ -100,13 +108,13 @@ impl Client {
         })
     }
 
-    /// Creates a task, and answers its id.
-    pub(super) async fn create(&self, document: Vec<u8>, key: &str) -> Result<String, Refused> {
+    /// Creates a task, and answers its id. Asked again with the same key it makes no second one.
+    pub(super) async fn create(&self, document: &[u8], key: &str) -> Result<String, Refused> {
         let request = self
             .request(Method::POST, "tasks")?
             .header("content-type", "application/json")
             .header("idempotency-key", key)
-            .body(document);
+            .body(document.to_vec());
         let reply = self.send(request).await?;
         // It goes to the terminal, and to scripts. Other servers have ids of other forms.
         let id = reply["id"]
@@ -162,7 +170,15 @@ impl Client {
     }
 
     fn silence(&self, error: &reqwest::Error) -> Refused {
-        Refused::passing(format!("no answer from {}: {}", self.base, cause(error)))
+        let (base, cause) = (&self.base, cause(error));
+        if error.is_builder() {
+            // It did not go out, and never will.
+            return format!("cannot ask {base}: {cause}; does the token hold a line end?").into();
+        }
+        Refused {
+            unreached: error.is_connect(),
+            ..Refused::passing(format!("no answer from {base}: {cause}"))
+        }
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Value, Refused> {
@@ -173,6 +189,12 @@ impl Client {
     async fn read(&self, response: reqwest::Response) -> Result<Value, Refused> {
         let status = response.status();
         let passes = passes(status).then(|| pause(response.headers()));
+        if status.is_redirection()
+            && let Some(to) = self.moved(&response)
+        {
+            let base = &self.base;
+            return Err(format!("{base} has moved to {to}; give that to --server").into());
+        }
         let text = response.text().await.map_err(|error| {
             let (base, cause) = (&self.base, cause(&error));
             Refused::passing(format!("the answer of {base} broke off: {cause}"))
@@ -188,15 +210,39 @@ impl Client {
             Some(msg) => format!("{msg} (HTTP {})", status.as_u16()),
             None => format!("{} answered HTTP {status}", self.base),
         };
-        Err(Refused { text, passes })
+        Err(Refused {
+            passes,
+            ..text.into()
+        })
+    }
+
+    /// Where the API is now, without what may be secret.
+    fn moved(&self, response: &reqwest::Response) -> Option<Url> {
+        let asked = response.url();
+        let location = response.headers().get(LOCATION)?.to_str().ok()?;
+        let mut to = asked.join(location).ok()?;
+        to.set_username("").ok()?;
+        to.set_password(None).ok()?;
+        // What was asked for is below the API there too.
+        let below = asked.path().strip_prefix(self.base.path())?;
+        let path = to.path().strip_suffix(below).unwrap_or(to.path());
+        let path = path.to_owned();
+        to.set_path(&path);
+        to.set_query(None);
+        to.set_fragment(None);
+        Some(to)
     }
 }
 
-/// Whether it is how a server says that it is away for a while, or a proxy that there is none.
+/// Whether it is how a server says that it is away or busy for a while, or a proxy that there is
+/// none.
 fn passes(status: StatusCode) -> bool {
     matches!(
         status,
-        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+        StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
     )
 }
 

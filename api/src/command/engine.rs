@@ -17,6 +17,7 @@ use tesk_core::storage::{ConfigEntry, Registry, RegistryBuilder, StorageUrl};
 use tesk_core::tes::{PrefixRule, Rules};
 use tesk_core::transfer;
 
+use super::note;
 use crate::config::{Config, EngineChoice};
 
 /// The storages that this program has, said once, by its `main`.
@@ -232,43 +233,68 @@ pub(super) struct Alone {
 }
 
 impl Alone {
-    pub(super) async fn start(mut config: Config) -> Result<Self, String> {
+    /// Starts it. If `stopped` comes first, there is none, and what was begun is removed.
+    pub(super) async fn start(
+        mut config: Config,
+        stopped: impl Future<Output = ()>,
+    ) -> Result<Option<Self>, String> {
         let data = config.server.data.clone();
-        let (engine, cluster) = match config.server.engine {
-            EngineChoice::Local => (start(&config).await?, None),
+        let cluster = match config.server.engine {
+            EngineChoice::Local => None,
             EngineChoice::Kubernetes => {
                 let instance = &mut config.kubernetes.instance;
                 *instance = kubernetes::instance_of_one(instance);
-                let engine = kubernetes::open_alone(cluster_settings(&config)?).await?;
-                (engine, Some(config.kubernetes))
+                Some(config.kubernetes.clone())
             }
         };
-        Ok(Self {
+        let started = async {
+            match &cluster {
+                None => start(&config).await,
+                Some(_) => kubernetes::open_alone(cluster_settings(&config)?).await,
+            }
+        };
+        let engine = tokio::select! {
+            engine = started => Some(engine?),
+            () = stopped => None,
+        };
+        let Some(engine) = engine else {
+            purge(cluster.as_ref()).await;
+            return Ok(None);
+        };
+        Ok(Some(Self {
             engine,
             cluster,
             data,
-        })
+        }))
     }
 
     /// Where what remains is, if it is left now.
     pub(super) fn remains(&self) -> String {
         match &self.cluster {
             None => format!("what remains of the task is in {}", self.data.display()),
-            Some(settings) => format!(
-                "what remains of the task has the label app.kubernetes.io/instance={}",
-                settings.instance
-            ),
+            Some(settings) => labelled(settings),
         }
     }
 
     /// Stops, and removes what is not wanted any more.
     pub(super) async fn end(self) {
-        let remains = self.remains();
         self.engine.stop().await;
-        if let Some(settings) = &self.cluster
-            && let Err(error) = kubernetes::purge_alone(settings).await
-        {
-            eprintln!("tesk: {error}; {remains}");
-        }
+        purge(self.cluster.as_ref()).await;
     }
+}
+
+/// Removes from a cluster, if there is one, what an engine for one task has made.
+async fn purge(cluster: Option<&kubernetes::Settings>) {
+    if let Some(settings) = cluster
+        && let Err(error) = kubernetes::purge_alone(settings).await
+    {
+        note(&format!("tesk: {error}; {}", labelled(settings)));
+    }
+}
+
+fn labelled(settings: &kubernetes::Settings) -> String {
+    format!(
+        "what remains of the task has the label app.kubernetes.io/instance={}",
+        settings.instance
+    )
 }

@@ -10,12 +10,17 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tesk_core::local::RuntimeChoice;
 use tesk_core::scheduler::{self, NewTask, Owner, Progress, TaskId};
 use tesk_core::tes::{self, Rejection, State, TaskLog, TaskReply};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind};
 
 use super::engine::{self, Alone};
-use super::{Failure, Outcome, complain, document, print, runtime_parser, show, start_log};
-use crate::config::{Config, EngineChoice};
+use super::{
+    Failure, Outcome, complain, configuration, document, listen, note, runtime_parser, say, show,
+    start_log,
+};
+use crate::config::EngineChoice;
 
+/// From when on a second signal is another wish.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Lines shown of the end of what an executor wrote.
 const LINES: usize = 20;
 /// How often the record is looked at.
@@ -49,9 +54,9 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) async fn execute(self) -> Outcome {
-        start_log("warn");
+        start_log("warn")?;
         engine::install_crypto();
-        let mut config = Config::load(self.config.as_deref(), std::env::vars())?;
+        let mut config = configuration(self.config.as_deref())?;
         if let Some(runtime) = self.runtime {
             config.local.runtime = runtime;
         }
@@ -66,6 +71,8 @@ impl Run {
         let text = document::read(&self.file)?;
         let text = document::absolute(text, &self.file, &self.output_dir)?;
 
+        // Not before: a signal has to end a wait for standard input.
+        let mut signals = Signals::listen()?;
         let temporary = match self.data {
             Some(_) => None,
             None => Some(Temporary::new()?),
@@ -77,21 +84,23 @@ impl Run {
         let accepted = tes::accept(&text, &engine::rules(&config)?)
             .map_err(|rejection| refusal(&self.file, rejection))?;
         // Boxed: with all requests of a start it is large.
-        let alone = Box::pin(Alone::start(config)).await?;
-        let outcome = self.run(&alone, accepted).await;
+        let Some(alone) = Box::pin(Alone::start(config, signals.next())).await? else {
+            return Err(Failure::Status(130));
+        };
+        let outcome = self.run(&alone, accepted, &mut signals).await;
         alone.end().await;
         drop(temporary);
         outcome
     }
 
-    async fn run(&self, alone: &Alone, accepted: tes::Accepted) -> Outcome {
+    async fn run(&self, alone: &Alone, accepted: tes::Accepted, signals: &mut Signals) -> Outcome {
         let engine = &alone.engine;
         let store = engine.store();
         let document = serde_json::to_string(&accepted.task).map_err(|error| error.to_string())?;
         let id = TaskId::random();
         let executors = accepted.task.executors.len();
         for warning in &accepted.warnings {
-            eprintln!("warning: {}", show::one_line(warning));
+            note(&format!("warning: {}", show::one_line(warning)));
         }
         let task = NewTask {
             id: id.clone(),
@@ -111,11 +120,7 @@ impl Run {
         let mut live = Live::new(executors, self.json);
         // It may have gone on before it is looked at.
         live.update(State::Queued, None, None);
-        let listen =
-            |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
-        let mut interrupt = listen(SignalKind::interrupt())?;
-        let mut terminate = listen(SignalKind::terminate())?;
-        let mut interrupts = 0;
+        let mut asked: Option<Instant> = None;
         let record = loop {
             let record = store
                 .get(&id)
@@ -132,14 +137,17 @@ impl Run {
             }
             tokio::select! {
                 () = tokio::time::sleep(POLL) => continue,
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
+                () = signals.next() => {}
             }
-            interrupts += 1;
-            if interrupts > 1 {
-                // The task's process ends itself soon; its files must stay until then.
-                eprintln!("tesk: left; {}", alone.remains());
-                std::process::exit(130);
+            match asked {
+                // `timeout` and others tell us and our group: that is one wish, not two.
+                Some(since) if since.elapsed() < AGAIN => continue,
+                Some(_) => {
+                    // The task's process ends itself soon; its files must stay until then.
+                    note(&format!("tesk: left; {}", alone.remains()));
+                    std::process::exit(130);
+                }
+                None => asked = Some(Instant::now()),
             }
             live.say("canceling; once more to leave at once");
             let canceled = scheduler::cancel(&*store, &id).await;
@@ -156,13 +164,13 @@ impl Run {
         };
         if self.json {
             let json = serde_json::to_string_pretty(&reply).map_err(|error| error.to_string())?;
-            print(&format!("{json}\n"))?;
+            say(&show::json(&format!("{json}\n")))?;
         } else {
-            print(&summary(&reply, live.elapsed()))?;
+            say(&summary(&reply, live.elapsed()))?;
         }
         match state {
             State::Complete => Ok(()),
-            State::Canceled if interrupts > 0 => Err(Failure::Status(130)),
+            State::Canceled if asked.is_some() => Err(Failure::Status(130)),
             _ => Err(Failure::Status(1)),
         }
     }
@@ -276,10 +284,10 @@ impl Live {
         let line = format!("{:>7}  {text}", show::duration(self.elapsed()));
         self.bar.suspend(|| {
             if self.to_stderr {
-                eprintln!("{line}");
+                note(&line);
             } else {
-                // A reader that has gone away must not end the task.
-                let _ = print(&format!("{line}\n"));
+                // Not even a full disk must end the task.
+                let _ = say(&format!("{line}\n"));
             }
         });
     }
@@ -287,6 +295,62 @@ impl Live {
     fn end(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// The signals that ask for an end. That of a terminal that is closed is left alone under `nohup`.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Option<Signal>,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, String> {
+        let hangup = if ignores_hangup() {
+            None
+        } else {
+            Some(listen(SignalKind::hangup())?)
+        };
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hangup,
+        })
+    }
+
+    async fn next(&mut self) {
+        let Self {
+            interrupt,
+            terminate,
+            hangup,
+        } = self;
+        let hung_up = async {
+            match hangup.as_mut() {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let hung_up = tokio::select! {
+            _ = interrupt.recv() => false,
+            _ = terminate.recv() => false,
+            _ = hung_up => true,
+        };
+        if hung_up {
+            // Kernel and shell may both send it: a second one asks for nothing more.
+            self.hangup = None;
+        }
+    }
+}
+
+/// Whether this process was started so that it outlives its terminal.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|signals| u64::from_str_radix(signals.trim(), 16).ok());
+    // SIGHUP is 1, the lowest bit.
+    ignored.is_some_and(|signals| signals & 1 != 0)
 }
 
 /// A directory that goes with the command.
@@ -307,7 +371,10 @@ impl Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if let Err(error) = tesk_core::rooted::remove_tree(&self.0) {
-            eprintln!("tesk: cannot remove {}: {error}", self.0.display());
+            note(&format!(
+                "tesk: cannot remove {}: {error}",
+                self.0.display()
+            ));
         }
     }
 }

@@ -7,12 +7,11 @@ use std::sync::Arc;
 
 use clap::Args;
 use tesk_core::local::RuntimeChoice;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 use super::engine;
-use super::{Outcome, print, runtime_parser};
+use super::{Failure, Outcome, configuration, listen, log_filter, runtime_parser, say};
 use crate::auth::{Authenticator, UsersFile};
 use crate::config::{Config, EngineChoice, LogFormat, Server};
 use crate::service::{App, server};
@@ -42,7 +41,7 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) async fn execute(self) -> Outcome {
-        let mut config = Config::load(self.config.as_deref(), std::env::vars())?;
+        let mut config = configuration(self.config.as_deref())?;
         if let Some(listen) = self.listen {
             config.server.listen = listen;
         }
@@ -72,13 +71,22 @@ impl Serve {
             None => Authenticator::Open,
         });
         let rules = engine::rules(&config)?;
+        // Whoever reads `ready` may send one at once.
+        let hup = listen(SignalKind::hangup())?;
+        let mut int = listen(SignalKind::interrupt())?;
+        let mut term = listen(SignalKind::terminate())?;
         // Boxed: with all requests of a start it is large.
-        let engine = Box::pin(engine::start(&config)).await?;
+        let engine = tokio::select! {
+            engine = Box::pin(engine::start(&config)) => engine?,
+            _ = int.recv() => return Err(Failure::Status(130)),
+            _ = term.recv() => return Err(Failure::Status(143)),
+        };
         let app = App::new(&config, engine.handles(), rules, auth.clone());
 
         announce(&config, address)?;
         let stop = CancellationToken::new();
-        tokio::spawn(watch_signals(app.clone(), auth, stop.clone()));
+        let signals = [term, int, hup];
+        tokio::spawn(watch_signals(app.clone(), auth, stop.clone(), signals));
         server::serve(listener, app.router(), &config.server, stop).await;
         engine.stop().await;
         tracing::info!("stopped; tasks that run go on, and the next start looks after them");
@@ -94,7 +102,7 @@ fn announce(config: &Config, address: SocketAddr) -> Outcome {
     } else {
         "tasks run on a Kubernetes cluster".to_owned()
     };
-    print(&format!(
+    say(&format!(
         "tesk {}\n  API   {root}/ga4gh/tes/v1\n  docs  {root}/docs/\n  {place}\n",
         env!("CARGO_PKG_VERSION"),
     ))?;
@@ -106,20 +114,16 @@ fn announce(config: &Config, address: SocketAddr) -> Outcome {
             "open to everybody who reaches {address}: server.allow_open is set and auth.users is not"
         );
     }
-    print("ready\n")
+    say("ready\n")
 }
 
 /// The first TERM or INT ends politely, the second at once; HUP reads the users file again.
-async fn watch_signals(app: App, auth: Arc<Authenticator>, stop: CancellationToken) {
-    let listen = |kind| signal(kind);
-    let (Ok(mut term), Ok(mut int), Ok(mut hup)) = (
-        listen(SignalKind::terminate()),
-        listen(SignalKind::interrupt()),
-        listen(SignalKind::hangup()),
-    ) else {
-        tracing::error!("cannot listen for signals");
-        return;
-    };
+async fn watch_signals(
+    app: App,
+    auth: Arc<Authenticator>,
+    stop: CancellationToken,
+    [mut term, mut int, mut hup]: [Signal; 3],
+) {
     let follow = async {
         match &*auth {
             Authenticator::Users(users) => users.follow().await,
@@ -149,16 +153,10 @@ async fn watch_signals(app: App, auth: Arc<Authenticator>, stop: CancellationTok
     }
 }
 
-/// Which log lines are written.
-pub(super) fn log_filter(server: &Server) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(&server.log)
-        .map_err(|error| format!("server.log: `{}` is not a log filter: {error}", server.log))
-}
-
 /// Log lines go to standard error.
 fn start_log(server: &Server) -> Result<(), String> {
     let log = tracing_subscriber::fmt()
-        .with_env_filter(log_filter(server)?)
+        .with_env_filter(log_filter("server.log", &server.log)?)
         .with_writer(std::io::stderr)
         // Else a closed standard error turns every line into a panic of whoever wrote it.
         .log_internal_errors(false)

@@ -213,6 +213,20 @@ pub(super) fn harmless(text: &str) -> String {
         .collect()
 }
 
+/// A JSON document on a terminal, which its texts must not steer. JSON itself escapes controls below
+/// 32 only; those that are left are the line ends between its parts.
+pub(super) fn json(document: &str) -> String {
+    let mut text = String::with_capacity(document.len());
+    for c in document.chars() {
+        if steers(c) && (c == '\u{7f}' || !c.is_ascii()) {
+            let _ = write!(text, "\\u{:04x}", u32::from(c));
+        } else {
+            text.push(c);
+        }
+    }
+    text
+}
+
 /// Controls (C0, delete, C1), separators of lines, and what turns the direction of writing
 /// (Unicode Standard Annex #9): one could show another text than there is.
 fn steers(c: char) -> bool {
@@ -268,5 +282,15 @@ mod tests {
             assert_eq!(harmless(&format!("{c}é")), "\u{fffd}é");
             assert_eq!(one_line(&format!("{c}é")), " é");
         }
+    }
+
+    #[test]
+    fn a_json_document_is_the_same_without_what_steers_a_terminal() {
+        let value = json!({ "é\u{7f}\u{9b}": ["\u{202e}\u{2066}\u{2028}", "\u{1b}\r\n\t\\"] });
+        let shown = super::json(&format!("{value:#}\n"));
+        let steering = |c: char| steers(c) && c != '\n';
+        assert!(!shown.contains(steering), "{shown:?}");
+        assert!(shown.contains("é\\u007f\\u009b"), "{shown}");
+        assert_eq!(serde_json::from_str::<Value>(&shown).unwrap(), value);
     }
 }

@@ -17,9 +17,9 @@ use serde_json::{Map, Value, json};
 use tesk_core::config::Span;
 use tesk_core::storage::{Checksum, EntryKind, FileInfo, StorageUrl};
 use tesk_core::transfer::{Copied, Counters, End, Engine};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 
-use super::{Failure, Outcome, engine, print, show, start_log};
+use super::{Failure, Outcome, configuration, engine, listen, print, show, start_log};
 use crate::config::Config;
 
 /// How often the progress of a copy is shown.
@@ -116,9 +116,9 @@ struct Storages {
 impl Storages {
     /// `log` is what is logged unless `TESK_LOG` says.
     fn config(&self, log: &str) -> Result<Config, String> {
-        start_log(log);
+        start_log(log)?;
         engine::install_crypto();
-        Config::load(self.config.as_deref(), std::env::vars())
+        configuration(self.config.as_deref())
     }
 
     fn engine(&self, log: &str) -> Result<Engine, String> {
@@ -219,7 +219,7 @@ impl Ls {
         if self.json {
             let mut object = Map::from_iter([("name".to_owned(), name.into())]);
             facts(&mut object, kind);
-            return format!("{}\n", Value::from(object));
+            return show::json(&format!("{}\n", Value::from(object)));
         }
         let name = show::one_line(name);
         match kind {
@@ -261,10 +261,9 @@ fn facts(object: &mut Map<String, Value>, kind: &EntryKind) {
 
 /// `md5:…`, `sha256:…`, `crc64nvme:…` and the like.
 fn checksum(info: &FileInfo) -> Option<String> {
-    use crate::auth::users::hex;
     match info.checksum.as_ref()? {
-        Checksum::Md5(sum) => Some(format!("md5:{}", hex(sum))),
-        Checksum::Sha256(sum) => Some(format!("sha256:{}", hex(sum))),
+        Checksum::Md5(sum) => Some(format!("md5:{}", hex::encode(sum))),
+        Checksum::Sha256(sum) => Some(format!("sha256:{}", hex::encode(sum))),
         Checksum::Crc64Nvme(sum) => Some(format!("crc64nvme:{sum:016x}")),
         Checksum::Crc32c(sum) => Some(format!("crc32c:{sum:08x}")),
         Checksum::Crc32(sum) => Some(format!("crc32:{sum:08x}")),
@@ -283,7 +282,7 @@ impl Stat {
         let mut object = Map::from_iter([("url".to_owned(), url.to_string().into())]);
         facts(&mut object, &entry.kind);
         if self.json {
-            return print(&format!("{:#}\n", Value::from(object)));
+            return print(&show::json(&format!("{:#}\n", Value::from(object))));
         }
         let mut text = String::new();
         // The order in which a person reads.
@@ -314,8 +313,6 @@ impl Cp {
                 engine.copy_file(&from, &to).await
             }
         };
-        let listen =
-            |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
         let mut interrupt = listen(SignalKind::interrupt())?;
         let mut terminate = listen(SignalKind::terminate())?;
         // What is dropped takes its half-done files along; a signal's default would not.

@@ -1,7 +1,7 @@
 //! What a client asks of a server.
 
 use std::fmt::{Display, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -10,14 +10,14 @@ use tesk_core::tes::{State, TaskLog};
 use tokio::time::{Instant, sleep};
 
 use super::client::{Client, Refused};
-use super::{Failure, Outcome, Remote, complain, document, print, show};
+use super::{Failure, Outcome, Remote, complain, document, note, print, say, show};
 
 /// How often `wait` and `logs -f` ask.
 const POLL: Duration = Duration::from_millis(500);
 /// A line that is longer is shown before its end.
 const LONGEST_LINE: usize = 64 << 10;
-/// How long a server that does not answer is asked again before `wait` and `logs -f` give up: a
-/// restart, or a proxy that has nobody behind it for a while.
+/// How long a server that does not answer is asked again before `submit`, `wait` and `logs -f` give
+/// up: a restart, or a proxy that has nobody behind it for a while.
 const PATIENCE: Duration = Duration::from_mins(5);
 /// The longest pause that a server may ask for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -144,21 +144,49 @@ impl Submit {
     pub(super) async fn execute(self) -> Outcome {
         let client = Client::new(&self.remote)?;
         let mut ids = Vec::new();
+        let mut failed = false;
         for file in &self.files {
-            let text = document::absolute(document::read(file)?, file, &self.output_dir)?;
-            // A retry of a request whose answer was lost must not make a second task.
-            let key = format!("tesk-{:032x}", rand::random::<u128>());
-            let id = client
-                .create(text, &key)
-                .await
-                .map_err(|error| format!("{}: {error}", file.display()))?;
-            print(&format!("{id}\n"))?;
-            ids.push(id);
+            match self.create(&client, file).await {
+                Ok(id) => {
+                    say(&format!("{id}\n"))?;
+                    ids.push(id);
+                }
+                Err(error) => {
+                    complain(&error);
+                    failed = true;
+                    break;
+                }
+            }
         }
         if self.wait {
             wait_for(&client, ids, None, false).await?;
         }
-        Ok(())
+        if failed {
+            Err(Failure::Status(1))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Creates the task of a file, and answers its id.
+    async fn create(&self, client: &Client, file: &Path) -> Result<String, String> {
+        let text = document::absolute(document::read(file)?, file, &self.output_dir)?;
+        // A retry of a request whose answer was lost must not make a second task.
+        let key = format!("tesk-{:032x}", rand::random::<u128>());
+        let mut patience = Patience::default();
+        loop {
+            let refused = match client.create(&text, &key).await {
+                Ok(id) => return Ok(id),
+                Err(refused) => refused,
+            };
+            // A wrong address is worth knowing at once, unless time does not matter.
+            let pause = if refused.unreached && !self.wait {
+                Err(refused)
+            } else {
+                patience.endure(refused)
+            };
+            sleep(pause.map_err(|error| format!("{}: {error}", file.display()))?).await;
+        }
     }
 }
 
@@ -169,7 +197,7 @@ impl Get {
             let task = client.get(id, self.view.as_str()).await;
             let task = task.map_err(|error| format!("{id}: {error}"))?;
             if self.json {
-                print(&format!("{task:#}\n"))?;
+                print(&show::json(&format!("{task:#}\n")))?;
             } else {
                 let gap = if index > 0 { "\n" } else { "" };
                 let text = show::details(&show::read(task)?, matches!(self.view, View::Full));
@@ -185,7 +213,7 @@ impl List {
         let client = Client::new(&self.remote)?;
         let limit = if self.all { usize::MAX } else { self.limit };
         let mut tasks = Vec::new();
-        let mut token = None;
+        let mut token: Option<String> = None;
         while tasks.len() < limit {
             let size = (limit - tasks.len()).min(500);
             let page = client.list(&self.query(size, token.as_deref())).await?;
@@ -195,18 +223,21 @@ impl List {
                     .into());
             };
             tasks.extend(page_tasks);
-            token = page["next_page_token"].as_str().map(str::to_owned);
+            // One that is given again would lead here for ever.
+            let is_next = |next: &&str| !next.is_empty() && token.as_deref() != Some(*next);
+            let next = page["next_page_token"].as_str().filter(is_next);
+            token = next.map(str::to_owned);
             if token.is_none() {
                 break;
             }
         }
         if self.json {
-            return print(&format!("{:#}\n", json!({ "tasks": tasks })));
+            return print(&show::json(&format!("{:#}\n", json!({ "tasks": tasks }))));
         }
         let tasks: Result<Vec<_>, _> = tasks.into_iter().map(show::read).collect();
         print(&show::table(&tasks?))?;
         if token.is_some() {
-            eprintln!("there are more; --all or a higher --limit shows them");
+            note("there are more; --all or a higher --limit shows them");
         }
         Ok(())
     }
@@ -273,7 +304,7 @@ impl Logs {
                 return Ok(());
             }
             if task.state.is_terminal() {
-                eprintln!("{}", task.state);
+                note(task.state.as_str());
                 return Ok(());
             }
             let executor = logs.last().map_or(0, |log| log.logs.len());
@@ -302,7 +333,7 @@ impl Logs {
             Err(refused) if refused.passes.is_some() => return Ok(false),
             Err(refused) => return Err(refused.into()),
         };
-        let mut skip = shown.bytes;
+        let mut skip = *shown.bytes_of(executor);
         let mut line = Vec::new();
         let mut ended = false;
         while !ended {
@@ -346,7 +377,8 @@ fn printable(output: &[u8]) -> String {
 struct Shown {
     /// Executors, and lines of the system log.
     attempts: Vec<(usize, usize)>,
-    /// Of the output of the executor that is followed.
+    /// The executor that is followed, and how much of its output is shown.
+    executor: usize,
     bytes: usize,
 }
 
@@ -358,8 +390,16 @@ impl Shown {
             .is_none_or(|(shown, _)| *shown <= executor)
     }
 
+    /// How much is shown of the output of an executor of the present attempt.
+    fn bytes_of(&mut self, executor: usize) -> &mut usize {
+        if self.executor != executor {
+            self.executor = executor;
+            self.bytes = 0;
+        }
+        &mut self.bytes
+    }
+
     fn followed(&mut self, executor: usize) {
-        self.bytes = 0;
         if let Some((shown, _)) = self.attempts.last_mut() {
             *shown = executor + 1;
         }
@@ -407,9 +447,9 @@ struct Patience {
 
 impl Patience {
     /// How long to wait before the server is asked again; or why there is no use in that.
-    fn endure(&mut self, refused: Refused) -> Result<Duration, Failure> {
+    fn endure(&mut self, refused: Refused) -> Result<Duration, Refused> {
         let Some(pause) = refused.passes else {
-            return Err(refused.into());
+            return Err(refused);
         };
         match self.silent {
             None => {
@@ -417,7 +457,7 @@ impl Patience {
                 complain(&format!("{refused}; asking again for {minutes} minutes"));
                 self.silent = Some(Instant::now());
             }
-            Some(since) if since.elapsed() >= PATIENCE => return Err(refused.into()),
+            Some(since) if since.elapsed() >= PATIENCE => return Err(refused),
             Some(_) => {}
         }
         Ok(pause.clamp(POLL, LONGEST_PAUSE))
@@ -450,7 +490,7 @@ async fn wait_for(
                     }
                     all_complete &= task.state == State::Complete;
                     if !quiet {
-                        print(&format!("{id} {}\n", task.state))?;
+                        say(&format!("{id} {}\n", task.state))?;
                     }
                 }
                 // A task that is not there is a reason to give up.
@@ -481,5 +521,33 @@ async fn wait_for(
         Ok(())
     } else {
         Err(Failure::Status(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tesk_core::tes::ExecutorLog;
+
+    use super::*;
+
+    #[test]
+    fn after_a_broken_connection_the_output_of_the_next_executor_is_shown_from_its_start() {
+        let ended = |executors: usize| {
+            let log = ExecutorLog {
+                stdout: Some("one\n".into()),
+                ..ExecutorLog::default()
+            };
+            [TaskLog {
+                logs: vec![log; executors],
+                ..TaskLog::default()
+            }]
+        };
+        let mut shown = Shown::default();
+        shown.rest_of(&ended(0));
+        *shown.bytes_of(0) += 4;
+        assert_eq!(*shown.bytes_of(0), 4);
+        // It broke, and the first executor has ended when the task is asked for.
+        assert!(shown.rest_of(&ended(1)).contains("one"));
+        assert_eq!(*shown.bytes_of(1), 0);
     }
 }

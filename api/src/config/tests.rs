@@ -156,6 +156,34 @@ fn an_unknown_key_is_refused_with_its_section_and_the_nearest_name() {
 }
 
 #[test]
+fn common_mistakes_are_told_what_to_write() {
+    for (text, expected) in [
+        (
+            "[storage]\ntype = \"ftp\"\nprefix = \"ftp://\"",
+            "write [[storage]], with two brackets",
+        ),
+        (
+            "[[kubernetes.mounts]]\npath = \"/a\"\n[storage]",
+            "write [[storage]], with two brackets",
+        ),
+        (
+            "[kubernetes.mounts]\npath = \"/a\"",
+            "write [[kubernetes.mounts]], with two brackets",
+        ),
+        (
+            "[server]\nlisten = \"localhost:8080\"",
+            "must be an address with a port",
+        ),
+        ("[limits]\nretention = 30", "30 of what?"),
+    ] {
+        let error = load(text, &[]).unwrap_err();
+        assert!(error.contains(expected), "{expected} is not in {error}");
+    }
+    let error = load("", &[("TESK_SERVER__LISTEN", "8080")]).unwrap_err();
+    assert!(error.contains("must be an address with a port"), "{error}");
+}
+
+#[test]
 fn the_environment_overrides_the_file_and_its_errors_say_so() {
     let text = "[server]\nlisten = \"127.0.0.1:1\"\n";
     let config = load(

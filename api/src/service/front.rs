@@ -41,7 +41,8 @@ pub(super) async fn front(State(app): State<App>, request: Request, next: Next) 
     app.metrics
         .answered(operation, &method, status.as_u16(), took);
     // Paths only: a query can hold what a client would not want in a log.
-    let line = || (id.to_str().unwrap_or_default(), took.as_secs_f64() * 1e3);
+    let ms = (took.as_secs_f64() * 1e5).round() / 1e2;
+    let line = || (id.to_str().unwrap_or_default(), ms);
     macro_rules! access {
         ($level:ident) => {{
             let (request, ms) = line();

@@ -9,6 +9,8 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tesk_core::scheduler::TaskId;
 use tesk_core::scheduler::compute::Output;
 use tesk_core::tes::ExecutorLog;
@@ -36,6 +38,14 @@ pub(super) async fn show(
         .last()
         .map_or(Ok(0), |(_, value)| value.parse())
         .map_err(|_| ApiError::bad_request("executor: must be a number from 0"))?;
+    // Each task has one.
+    if executor > 0 {
+        let count = executors(app, &id).await?;
+        if executor >= count {
+            let few = format!("executor: this task has {count}, counted from 0");
+            return Err(ApiError::bad_request(few));
+        }
+    }
     let turn = Arc::clone(&app.readers).try_acquire_owned().map_err(|_| {
         ApiError::unavailable("as many outputs of tasks are being followed as may be at a time")
     })?;
@@ -61,6 +71,19 @@ pub(super) async fn show(
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
     Ok((headers, Body::from_stream(output)).into_response())
+}
+
+/// How many executors a task has.
+async fn executors(app: &App, id: &TaskId) -> Result<usize, ApiError> {
+    #[derive(Deserialize)]
+    struct Document {
+        executors: Vec<IgnoredAny>,
+    }
+    let _turn = turn(&app.shown).await?;
+    let record = app.store.get_raw(id).await?;
+    let document = record.ok_or_else(ApiError::no_such_task)?.document;
+    let document: Document = serde_json::from_str(&document).map_err(ApiError::internal)?;
+    Ok(document.executors.len())
 }
 
 async fn begin(app: App, id: TaskId, executor: usize) -> io::Result<Output> {

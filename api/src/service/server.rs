@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn};
+use axum::response::IntoResponse;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -14,7 +17,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::ApiError;
 use crate::config;
+
+/// Connections beyond the limit that are told so, at once.
+const BEYOND: usize = 64;
+/// How long those may take to ask.
+const BRIEF: Duration = Duration::from_secs(1);
 
 /// Opens the socket.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
@@ -57,6 +66,17 @@ fn prepare(socket: &TcpStream, patience: Duration) {
     }
 }
 
+/// The same for a connection beyond the limit: only who looks whether this server lives and is ready
+/// has an answer. Else whoever opens enough connections would have it killed as one that hangs.
+fn full(router: Router) -> Router {
+    router.layer(from_fn(
+        async |request: Request, next: Next| match request.uri().path() {
+            "/healthz" | "/readyz" => next.run(request).await,
+            _ => ApiError::unavailable("this server has too many connections").into_response(),
+        },
+    ))
+}
+
 /// Serves until `stop`; then takes no new connections, lets running requests end (for
 /// `shutdown_timeout` at most), and returns.
 pub async fn serve(
@@ -66,22 +86,26 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let slots = Arc::new(Semaphore::new(settings.max_connections));
+    let beyond = Arc::new(Semaphore::new(BEYOND));
+    let full = full(router.clone());
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(settings.header_timeout.0)
         .max_buf_size(64 << 10);
+    let mut brief = http.clone();
+    brief.header_read_timeout(BRIEF).keep_alive(false);
     loop {
-        // A slot first: connections beyond the limit wait in the kernel, not in our memory.
+        // First room for one beyond the limit: more wait in the kernel, not in our memory.
         let accepted = tokio::select! {
             accepted = async {
-                let slot = Arc::clone(&slots).acquire_owned().await.ok();
-                (slot, listener.accept().await)
+                let room = Arc::clone(&beyond).acquire_owned().await.ok();
+                (room, listener.accept().await)
             } => accepted,
             () = stop.cancelled() => break,
         };
-        let (slot, socket) = match accepted {
-            (slot, Ok((socket, _))) => (slot, socket),
+        let (room, socket) = match accepted {
+            (room, Ok((socket, _))) => (room, socket),
             (_, Err(error)) => {
                 // Out of file descriptors, most likely: it passes when connections end.
                 tracing::warn!(%error, "cannot accept a connection");
@@ -90,6 +114,10 @@ pub async fn serve(
             }
         };
         prepare(&socket, settings.header_timeout.0);
+        let (slot, http, router) = match Arc::clone(&slots).try_acquire_owned() {
+            Ok(slot) => (Some(slot), &http, &router),
+            Err(_) => (room, &brief, &full),
+        };
         let service = TowerToHyperService::new(router.clone());
         let connection = graceful.watch(http.serve_connection(TokioIo::new(socket), service));
         tokio::spawn(async move {

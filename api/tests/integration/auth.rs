@@ -9,7 +9,7 @@ use tesk_api::auth::{basic, users};
 use crate::support::{BASE, Reply, Service, minimal};
 
 fn users_file() -> NamedTempFile {
-    let hex = |token: &str| users::hex(&users::token_digest(token));
+    let hex = |token: &str| hex::encode(users::token_digest(token));
     let mut file = NamedTempFile::new().unwrap();
     write!(
         file,

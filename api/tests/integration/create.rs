@@ -153,8 +153,26 @@ async fn unknown_read_only_and_camel_case_fields_never_come_back() {
     assert_eq!(shown["id"], id);
     assert_eq!(shown["state"], "QUEUED");
     assert_eq!(shown["resources"], json!({ "cpu_cores": 2, "ram_gb": 8 }));
-    for text in ["surprise", "forged", "cpuCores", "never", "8.0"] {
+    for text in ["surprise", "forged", "cpuCores", "never", ":8.0"] {
         assert!(!shown.to_string().contains(text), "{text}: {shown}");
+    }
+}
+
+#[tokio::test]
+async fn a_misspelt_key_and_a_wildcard_that_is_none_are_told_in_the_system_log() {
+    let service = Service::start().await;
+    let sent = task(&json!({
+        "tag": { "a": "b" },
+        "outputs": [{ "url": "s3://b/o", "path": "/w/**/*.bam", "path_prefix": "/w" }],
+    }));
+    let shown = service.task(&service.id_of(&sent).await, "FULL").await;
+    assert!(shown.get("tag").is_none(), "{shown}");
+    let said = shown["logs"][0]["system_logs"].to_string();
+    for text in [
+        "tag is not a key of TES 1.1, and ignored; did you mean `tags`?",
+        "outputs[0].path: ** is read as *",
+    ] {
+        assert!(said.contains(text), "{said}");
     }
 }
 

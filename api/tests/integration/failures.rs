@@ -164,6 +164,25 @@ async fn a_document_that_is_too_large_and_comes_slowly_is_413() {
 }
 
 #[tokio::test]
+async fn a_server_with_too_many_connections_says_so_and_that_it_lives() {
+    let service = Service::with(|config| config.server.max_connections = 1).await;
+    let address = service.address.strip_prefix("http://").unwrap();
+    // Has the only place, and asks nothing.
+    let idle = tokio::net::TcpStream::connect(address).await.unwrap();
+    let tasks = format!("{BASE}/tasks");
+    for (path, status) in [("/healthz", 200), ("/readyz", 200), (&*tasks, 503)] {
+        let reply = service.get(path).await;
+        assert_eq!(reply.status.as_u16(), status, "{path}: {}", reply.text);
+    }
+    drop(idle);
+    let begun = std::time::Instant::now();
+    while service.get(&tasks).await.status != 200 {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_task_that_has_ended_can_be_canceled_whatever_its_record_holds() {
     let service = broken().await;
     let cancel = service.request("POST", &format!("{BASE}/tasks/tended:cancel"));

@@ -19,7 +19,9 @@ async fn change(service: &Service, id: &str, update: Update) {
 
 /// A task whose first attempt has begun.
 async fn running(service: &Service) -> String {
-    let id = service.id_of(&minimal()).await;
+    let executor = &minimal()["executors"][0];
+    let task = serde_json::json!({ "executors": [executor, executor, executor] });
+    let id = service.id_of(&task).await;
     let update = Update {
         state: Some(State::Running),
         attempt: Some(1),
@@ -71,8 +73,9 @@ async fn it_is_waited_for_and_a_task_that_has_ended_shows_its_log() {
     };
     let (reply, ()) = tokio::join!(waits, ends);
     assert_eq!(reply.text().await.unwrap(), "out\nerr\n");
-    let none = ask(&service, &id, "?executor=7").await;
-    assert_eq!(none.text().await.unwrap(), "");
+    let beyond = format!("{BASE}/tasks/{id}:output?executor=1");
+    let none = service.get(&beyond).await.error(400);
+    assert_eq!(none, "executor: this task has 1, counted from 0");
 }
 
 #[tokio::test]

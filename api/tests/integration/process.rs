@@ -1,7 +1,9 @@
 //! The `tesk` program as a person starts it. Tasks run as processes of this machine; where
 //! that is not possible (no user name spaces), those tests say so and end.
 
+mod client;
 mod disk;
+mod signals;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -147,6 +149,12 @@ fn open(data: &TempDir, task: &str, name: &str) {
     std::fs::write(data.path().join(gate), "").unwrap();
 }
 
+/// Standard output or error that nobody reads any more.
+fn unread() -> Stdio {
+    let (_, writer) = std::io::pipe().unwrap();
+    writer.into()
+}
+
 /// Whether tasks can run here as processes.
 fn has_sandbox() -> bool {
     let folder = TempDir::new().unwrap();
@@ -224,32 +232,6 @@ fn run_fails_with_the_executor_and_shows_what_it_wrote() {
     assert_eq!(task["logs"][0]["logs"][0]["exit_code"], 3);
     assert_eq!(task["logs"][0]["logs"][0]["stderr"], "to the log\n");
     assert!(text(&output.stderr).contains("exit code 3"));
-}
-
-#[test]
-fn interrupting_run_cancels_the_task() {
-    if !has_sandbox() {
-        return;
-    }
-    let folder = TempDir::new().unwrap();
-    let file = task_file(&folder, &command(&["sleep", "100"]));
-    let mut child = tesk()
-        .args(["run", "--runtime", "host"])
-        .arg(&file)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    while !line.contains("RUNNING") {
-        line.clear();
-        assert!(stdout.read_line(&mut line).unwrap() > 0, "it never ran");
-    }
-    let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    let rest: Vec<_> = stdout.lines().map(Result::unwrap).collect();
-    assert!(rest.last().unwrap().ends_with("CANCELED"), "{rest:?}");
-    assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
 #[test]
@@ -574,6 +556,8 @@ fn config_check_names_what_is_wrong_and_shows_what_is_on() {
         ),
         ("[auth]\nusers = \"/no/such/users\"\n", "/no/such/users"),
         ("[server]\nlog = \"a=b=c\"\n", "server.log"),
+        ("[server]\nlog = \"waring\"\n", "did you mean `warn`?"),
+        ("[server]\nlog = \"warn,hyper\"\n", "`hyper` is not a level"),
         ("[server]\nrequest_timeout = 0\n", "server.request_timeout"),
         (
             "[server]\nheader_timeout = \"0s\"\n",
@@ -639,17 +623,28 @@ fn auth_makes_no_entry_that_the_users_file_would_refuse() {
     }
 }
 
-/// A server that answers every connection with what `reply` makes of its request line, until
-/// the test ends. A status of 0 is no answer.
+/// A server that answers every connection with what `reply` makes of the head of its request,
+/// until the test ends. A status of 0 is no answer.
 fn hostile_server(mut reply: impl FnMut(&str) -> (u16, Value) + Send + 'static) -> String {
+    odd_server(move |head| {
+        let (status, body) = reply(head);
+        let body = body.to_string();
+        let length = body.len();
+        let reply =
+            format!("{status} x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}");
+        (status != 0).then_some(reply)
+    })
+}
+
+/// The same for any answer; what `reply` makes has all but the version of HTTP.
+fn odd_server(mut reply: impl FnMut(&str) -> Option<String> + Send + 'static) -> String {
     use std::io::{Read, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
         for socket in listener.incoming() {
             let mut socket = BufReader::new(socket.unwrap());
-            let mut request = String::new();
-            socket.read_line(&mut request).unwrap();
+            let mut head = String::new();
             let mut length = 0;
             loop {
                 let mut line = String::new();
@@ -657,21 +652,16 @@ fn hostile_server(mut reply: impl FnMut(&str) -> (u16, Value) + Send + 'static) 
                 if line.trim().is_empty() {
                     break;
                 }
+                head.push_str(&line);
                 if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
                     length = value.trim().parse().unwrap();
                 }
             }
             socket.read_exact(&mut vec![0; length]).unwrap();
-            let (status, body) = reply(&request);
-            if status == 0 {
-                continue;
+            if let Some(reply) = reply(&head) {
+                let reply = format!("HTTP/1.1 {reply}");
+                socket.get_mut().write_all(reply.as_bytes()).unwrap();
             }
-            let body = body.to_string();
-            let reply = format!(
-                "HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-                body.len()
-            );
-            socket.get_mut().write_all(reply.as_bytes()).unwrap();
         }
     });
     address
@@ -764,6 +754,7 @@ fn neither_a_server_nor_a_task_file_can_steer_the_terminal() {
         client(&["wait", "t1"]),
         client(&["cancel", "t1"]),
         client(&["list"]),
+        client(&["list", "--json"]),
         run(tesk().args(["run", "--runtime", "host"]).arg(&bad)),
     ] {
         let said = text(&output.stdout) + &text(&output.stderr);
@@ -832,4 +823,52 @@ fn a_server_whose_log_nobody_reads_serves_and_stops_as_ever() {
     let id = server.submit(&command(&["true"]));
     assert!(server.ask(&["list"]).contains(&id));
     assert_eq!(server.terminate(), 0);
+}
+
+#[test]
+fn a_run_whose_output_nobody_reads_is_judged_as_ever() {
+    if !has_sandbox() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let of = |argv: &[&str]| {
+        let mut run = tesk();
+        run.args(["run", "--runtime", "host", "--json"]);
+        run.arg(task_file(&folder, &command(argv)));
+        run
+    };
+    let failed = run(of(&["false"]).stdout(unread()));
+    assert_eq!(failed.status.code(), Some(1), "{}", text(&failed.stderr));
+    let complete = run(of(&["true"]).stderr(unread()));
+    assert_eq!(complete.status.code(), Some(0));
+    let task: Value = serde_json::from_slice(&complete.stdout).unwrap();
+    assert_eq!(task["state"], "COMPLETE");
+}
+
+#[test]
+fn a_variable_that_is_empty_counts_for_nothing_and_one_that_is_no_text_is_named() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    let check = |name: &str, value: &[u8]| {
+        run(tesk()
+            .args(["config", "check", "--offline"])
+            .env(name, OsStr::from_bytes(value)))
+    };
+    for (name, value) in [("TESK_CONFIG", &b""[..]), ("ANY_OTHER", &b"\xff"[..])] {
+        let checked = check(name, value);
+        assert!(checked.status.success(), "{}", text(&checked.stderr));
+    }
+    let refused = check("TESK_SERVER__LOG", b"hunter2\xff");
+    assert_eq!(refused.status.code(), Some(1));
+    let error = text(&refused.stderr);
+    assert!(error.contains("TESK_SERVER__LOG is not UTF-8"), "{error}");
+    assert!(!error.contains("hunter2"), "{error}");
+    let refused = run(tesk()
+        .args(["storage", "ls", "file:///"])
+        .env("TESK_LOG", "waring"));
+    let error = text(&refused.stderr);
+    assert!(
+        error.contains("TESK_LOG: `waring` is not a level"),
+        "{error}"
+    );
 }

@@ -183,6 +183,12 @@ fn a_check_of_urls_wants_something_to_be_there() {
     let found = check(here.to_str().unwrap());
     assert!(text(&found.stdout).contains("a file of 4 B can be read"));
     assert!(check("file:///mapped/a").status.success());
+    let check_writing = ["storage", "check", "--config", &config, "--write"];
+    let tried = tesk(&[&check_writing[..], &["file:///mapped/a"]].concat());
+    assert!(
+        text(&tried.stdout).contains("writing was not tried"),
+        "{tried:?}"
+    );
     let missing = check("file:///mapped/b");
     assert_eq!(missing.status.code(), Some(1));
     assert!(text(&missing.stdout).contains("nothing is there"));

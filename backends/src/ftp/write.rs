@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use futures_util::stream::StreamExt as _;
 use tesk_core::rooted;
-use tesk_core::storage::{
-    ByteRange, Error, ErrorKind, Result, Source, StorageUrl, Written, cleanup,
-};
+use tesk_core::storage::cleanup::Undo;
+use tesk_core::storage::{ByteRange, Error, ErrorKind, Result, Source, StorageUrl, Written};
 use tokio::io::AsyncWriteExt as _;
 
 use super::connection::Data;
@@ -29,35 +28,22 @@ pub(super) async fn write(
         return Err(Error::new(ErrorKind::Invalid, url, message));
     };
     make_directory(&mut lease, url, parent).await?;
-    let temporary = Temporary {
-        path: Some(path::join(parent, &rooted::temp_name())),
-        target: None,
-        url: url.clone(),
-        site: lease.site.clone(),
-    };
+    let name = path::join(parent, &rooted::temp_name());
+    let remove = || tidy(&lease.site, url, &name, None);
+    let temporary = Undo::new(remove()).and_late(remove());
     let done = async {
-        let name = temporary.path.as_deref().unwrap_or_default();
-        let size = store(&mut lease, url, parent, name, source).await?;
-        rename(&mut lease, url, name, target).await?;
-        Ok(size)
+        let size = store(&mut lease, url, parent, &name, source).await?;
+        rename(&mut lease, url, &name, target).await?;
+        Ok(Written {
+            size,
+            version: None,
+            checksum: None,
+        })
     }
     .await;
-    match done {
-        Ok(size) => {
-            temporary.keep();
-            Ok(Written {
-                size,
-                version: None,
-                checksum: None,
-            })
-        }
-        Err(error) => {
-            // Frees the connection for the removal, if it is still good.
-            drop(lease);
-            temporary.remove().await;
-            Err(error)
-        }
-    }
+    // Frees the connection for the removal, if it is still good.
+    drop(lease);
+    temporary.unless_ok(done).await
 }
 
 async fn store(
@@ -140,12 +126,7 @@ pub(super) async fn rename(
     }
     let parent = path::parent(to).unwrap_or("/");
     let name = path::join(parent, &rooted::temp_name());
-    let aside = Temporary {
-        path: Some(name.clone()),
-        target: Some(to.to_owned()),
-        url: url.clone(),
-        site: lease.site.clone(),
-    };
+    let aside = Undo::new(tidy(&lease.site, url, &name, Some(to)));
     if rename_once(lease, url, to, &name).await?.is_err() {
         aside.keep();
         return fail(lease, refused);
@@ -251,52 +232,28 @@ pub(super) async fn remove(lease: &mut Lease, url: &StorageUrl, path: &str) -> R
     }
 }
 
-/// A file that is not finished, or one that stepped aside for it. Removed, or back in its place,
-/// when it is dropped, by a task of its own.
-struct Temporary {
-    path: Option<String>,
-    /// Where it belongs, if nothing else is there.
-    target: Option<String>,
-    url: StorageUrl,
-    site: Arc<Site>,
-}
-
-impl Temporary {
-    /// It has its real name now, or is gone.
-    fn keep(mut self) {
-        self.path = None;
-    }
-
-    async fn remove(mut self) {
-        if let Some(path) = &self.path {
-            remove_quietly(&self.site, &self.url, path, self.target.as_deref()).await;
+/// Removes the file `path`, which is not finished, or gives it the name `target` again, for which
+/// it stepped aside.
+fn tidy(
+    site: &Arc<Site>,
+    url: &StorageUrl,
+    path: &str,
+    target: Option<&str>,
+) -> impl Future<Output = ()> + Send + use<> {
+    let (site, url, path) = (site.clone(), url.clone(), path.to_owned());
+    let target = target.map(str::to_owned);
+    async move {
+        let removed = async {
+            let mut lease = site.lease(Use::Commands, &url).await?;
+            match target {
+                Some(target) => put_back(&mut lease, &url, &path, &target).await,
+                None => remove(&mut lease, &url, &path).await,
+            }
+        };
+        // The first error is the one to tell.
+        if let Err(error) = removed.await {
+            tracing::warn!(%error, path, "a temporary file is left behind");
         }
-        self.path = None;
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Some(path) = self.path.take() {
-            let (site, url, target) = (self.site.clone(), self.url.clone(), self.target.take());
-            cleanup::spawn(async move {
-                remove_quietly(&site, &url, &path, target.as_deref()).await;
-            });
-        }
-    }
-}
-
-/// The first error is the one to tell; this one is only logged.
-async fn remove_quietly(site: &Arc<Site>, url: &StorageUrl, path: &str, target: Option<&str>) {
-    let removed = async {
-        let mut lease = site.lease(Use::Commands, url).await?;
-        match target {
-            Some(target) => put_back(&mut lease, url, path, target).await,
-            None => remove(&mut lease, url, path).await,
-        }
-    };
-    if let Err(error) = removed.await {
-        tracing::warn!(%error, path, "a temporary file is left behind");
     }
 }
 

@@ -190,7 +190,112 @@ fn section(text: &str, profile: &str) -> BTreeMap<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use futures_util::stream;
+    use http::header::AUTHORIZATION;
+    use http::{Request, Response};
+    use opendal::{Buffer, HttpBody, HttpTransport};
+    use reqsign_core::ProvideCredential as _;
+
     use super::*;
+
+    /// The token service of AWS. It notes what it is asked: the URL, who signed it, and the body.
+    #[derive(Clone, Default)]
+    struct TokenService(Arc<Mutex<Vec<[String; 3]>>>);
+
+    impl HttpTransport for TokenService {
+        async fn fetch(&self, request: Request<Buffer>) -> opendal::Result<Response<HttpBody>> {
+            let signed = request.headers().get(AUTHORIZATION);
+            let signed = signed.and_then(|v| v.to_str().ok()).unwrap_or_default();
+            let body = String::from_utf8(request.body().to_vec()).unwrap();
+            let asked = [request.uri().to_string(), signed.to_owned(), body];
+            let action = if asked.concat().contains("Action=AssumeRoleWithWebIdentity") {
+                "AssumeRoleWithWebIdentity"
+            } else {
+                "AssumeRole"
+            };
+            self.0.lock().unwrap().push(asked);
+            let reply = format!(
+                "<{action}Response><{action}Result><Credentials><AccessKeyId>ASIAOFTHEROLE0000</AccessKeyId>\
+                 <SecretAccessKey>key</SecretAccessKey><SessionToken>session</SessionToken>\
+                 <Expiration>2999-01-01T00:00:00Z</Expiration></Credentials></{action}Result>\
+                 </{action}Response>"
+            );
+            let size = reply.len() as u64;
+            let body = stream::iter([Ok(Buffer::from(reply))]);
+            Ok(Response::new(HttpBody::new(body, Some(size))))
+        }
+    }
+
+    impl TokenService {
+        async fn credential(&self, options: &str) -> Credential {
+            let options: Options = toml::from_str(options).unwrap();
+            let transport = HttpTransporter::new(self.clone());
+            let Identity::Known(chain) =
+                Identity::new(&options, "eu-west-1", transport.clone()).unwrap()
+            else {
+                panic!("anonymous");
+            };
+            let credential = chain.provide_credential(&context(transport)).await;
+            credential.unwrap().unwrap()
+        }
+
+        fn asked(&self) -> [String; 3] {
+            self.0.lock().unwrap().pop().unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn the_token_of_a_pod_is_exchanged_for_its_role() {
+        let token = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(token.path(), "token-of-the-pod").unwrap();
+        let service = TokenService::default();
+        let options = format!(
+            "web_identity_token_file = '{}'\nrole_arn = 'arn:aws:iam::123456789012:role/reader'",
+            token.path().display()
+        );
+        let credential = service.credential(&options).await;
+        assert_eq!(credential.access_key_id, "ASIAOFTHEROLE0000");
+        assert_eq!(credential.session_token.as_deref(), Some("session"));
+        let [url, signed, body] = service.asked();
+        assert_eq!(url, "https://sts.eu-west-1.amazonaws.com/");
+        assert!(
+            signed.is_empty() && body.contains("WebIdentityToken=token-of-the-pod"),
+            "{body}"
+        );
+        assert!(body.contains("RoleSessionName=tesk"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn whoever_has_a_key_assumes_the_role_with_it() {
+        let (id, key) = (
+            tempfile::NamedTempFile::new().unwrap(),
+            tempfile::NamedTempFile::new().unwrap(),
+        );
+        std::fs::write(id.path(), "LAB").unwrap();
+        std::fs::write(key.path(), "secret-of-the-lab").unwrap();
+        let service = TokenService::default();
+        let options = format!(
+            "access_key_id_file = '{}'\nsecret_access_key_file = '{}'\nrole_external_id = 'ours'\n\
+             role_arn = 'arn:aws:iam::123456789012:role/reader'\nrole_session_name = 'night'",
+            id.path().display(),
+            key.path().display()
+        );
+        let credential = service.credential(&options).await;
+        assert_eq!(credential.access_key_id, "ASIAOFTHEROLE0000");
+        let asked = service.asked();
+        assert!(
+            asked[0].starts_with("https://sts.eu-west-1.amazonaws.com/"),
+            "{asked:?}"
+        );
+        assert!(asked[1].contains("Credential=LAB/"), "{asked:?}");
+        let asked = asked.concat();
+        for told in ["ExternalId=ours", "RoleSessionName=night", "role%2Freader"] {
+            assert!(asked.contains(told), "{told}: {asked}");
+        }
+        assert!(!asked.contains("secret-of-the-lab"), "{asked}");
+    }
 
     #[test]
     fn the_profile_of_an_aws_file_says_where_the_server_is() {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,9 +14,9 @@ use http::Method;
 use http::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue};
 use md5::{Digest as _, Md5};
 use sha2::Sha256;
+use tesk_core::storage::cleanup::{self, Undo};
 use tesk_core::storage::{
     ByteStream, Checksum, Error, ErrorKind, Result, Source, StorageUrl, Upload, Version, Written,
-    cleanup,
 };
 use tokio::sync::oneshot;
 
@@ -235,7 +234,10 @@ impl Upload for Whole {
         let _room = settings.room(self.target.size).await;
         let bytes = collect(&source, 0..self.target.size).await?;
         let mut headers = settings.object_headers();
-        headers.extend(header("x-amz-content-sha256", &hex(&bytes)));
+        headers.extend(header(
+            "x-amz-content-sha256",
+            &hex::encode(Sha256::digest(&bytes)),
+        ));
         if let Some(checksum) = settings.checksum {
             let mut sum = Sum::new(checksum);
             sum.update(&bytes);
@@ -249,16 +251,6 @@ impl Upload for Whole {
     async fn abort(&self) -> Result<()> {
         Ok(())
     }
-}
-
-/// The SHA-256 of `bytes` in hexadecimal digits.
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let mut digits = String::with_capacity(64);
-    for byte in Sha256::digest(bytes) {
-        let _ = write!(digits, "{byte:02x}");
-    }
-    digits
 }
 
 fn etag(headers: &HeaderMap) -> &str {
@@ -281,8 +273,8 @@ struct Parts {
     target: Target,
     id: String,
     sent: Mutex<BTreeMap<u64, Sent>>,
-    /// Completed or thrown away.
-    over: AtomicBool,
+    /// Throws them away. None when they were completed or thrown away.
+    undo: Mutex<Option<Undo>>,
 }
 
 impl Parts {
@@ -304,12 +296,26 @@ impl Parts {
             let message = "the server began no upload in parts";
             return Err(target.error(ErrorKind::Other, message));
         }
+        let undo = Undo::new({
+            let (target, id) = (target.clone(), id.clone());
+            async move {
+                let _ = tokio::time::timeout(ABORT, throw_away(&target, &id)).await;
+            }
+        });
         Ok(Self {
             target,
             id,
             sent: Mutex::default(),
-            over: AtomicBool::new(false),
+            undo: Mutex::new(Some(undo)),
         })
+    }
+
+    /// The server has none of them any more.
+    fn end(&self) {
+        let mut undo = self.undo.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(undo) = undo.take() {
+            undo.keep();
+        }
     }
 
     fn count(&self) -> u64 {
@@ -466,26 +472,14 @@ impl Upload for Parts {
             Err(error) if error.kind() == ErrorKind::Other => self.is_there().await.ok_or(error)?,
             Err(error) => return Err(error),
         };
-        self.over.store(true, Ordering::Relaxed);
+        self.end();
         Ok(self.target.written(&etag, None))
     }
 
     async fn abort(&self) -> Result<()> {
         let thrown_away = throw_away(&self.target, &self.id).await;
-        self.over.store(true, Ordering::Relaxed);
+        self.end();
         thrown_away
-    }
-}
-
-impl Drop for Parts {
-    fn drop(&mut self) {
-        if self.over.load(Ordering::Relaxed) {
-            return;
-        }
-        let (target, id) = (self.target.clone(), self.id.clone());
-        cleanup::spawn(async move {
-            let _ = tokio::time::timeout(ABORT, throw_away(&target, &id)).await;
-        });
     }
 }
 

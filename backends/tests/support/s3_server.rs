@@ -82,15 +82,11 @@ struct Object {
 impl Object {
     fn new(content: Bytes) -> Self {
         Self {
-            etag: hex(Md5::digest(&content).into()),
+            etag: hex::encode(Md5::digest(&content)),
             sha256: Some(STANDARD.encode(Sha256::digest(&content))),
             content,
         }
     }
-}
-
-fn hex(sum: [u8; 16]) -> String {
-    format!("{:032x}", u128::from_be_bytes(sum))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -422,7 +418,7 @@ impl S3 for State {
             content
         });
         if self.encryption().is_some() {
-            part.etag = hex(Md5::digest(&part.etag).into());
+            part.etag = hex::encode(Md5::digest(&part.etag));
         }
         self.0
             .part_bytes
@@ -463,7 +459,7 @@ impl S3 for State {
             content.extend_from_slice(&sent.content);
             sums.update(Md5::digest(&sent.content));
         }
-        let etag = format!("{}-{}", hex(sums.finalize().into()), listed.len());
+        let etag = format!("{}-{}", hex::encode(sums.finalize()), listed.len());
         let object = Object {
             content: content.into(),
             etag: etag.clone(),

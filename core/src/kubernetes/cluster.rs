@@ -36,10 +36,7 @@ pub fn secret_name(task: &TaskId) -> String {
 
 /// What tells contents apart in names and labels: the first half of a SHA-256, in hexadecimal digits.
 pub(super) fn digest(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    let half = digest.iter().take(16);
-    let number = half.fold(0, |number, byte| (number << 8) | u128::from(*byte));
-    format!("{number:032x}")
+    hex::encode(&Sha256::digest(bytes)[..16])
 }
 
 /// How long an object has been there, by the API server's clock and this machine's.

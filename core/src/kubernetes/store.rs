@@ -44,7 +44,7 @@ use self::object::{Entry, head_name};
 use super::cluster::{ApiError, Cluster, Part};
 use super::follow;
 use crate::scheduler::store::{
-    Created, NewTask, Page, Query, RawRecord, StoreError, TaskStore, Update,
+    Created, NewTask, Page, Query, RawRecord, StoreError, TaskStore, Update, corrupt,
 };
 use crate::scheduler::watchers::Watchers;
 use crate::scheduler::{Head, Record, TaskId};
@@ -345,8 +345,4 @@ fn failed(error: &ApiError) -> StoreError {
         return StoreError::Full(error.to_string());
     }
     StoreError::Unavailable(error.to_string())
-}
-
-fn corrupt(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Corrupt(error.to_string())
 }

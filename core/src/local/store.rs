@@ -27,7 +27,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use self::reserve::Reserve;
 use self::writer::{Operation, Writer};
 use crate::scheduler::store::{
-    Created, NewTask, Page, Query, RawRecord, StoreError, TaskStore, Update,
+    Created, NewTask, Page, Query, RawRecord, StoreError, TaskStore, Update, corrupt, within,
 };
 use crate::scheduler::watchers::Watchers;
 use crate::scheduler::{Head, Record, TaskId};
@@ -455,13 +455,6 @@ fn lock(directory: &Path) -> Result<File, OpenError> {
     Ok(file)
 }
 
-fn within(what: &'static str, size: usize, limit: usize) -> Result<(), StoreError> {
-    if size > limit {
-        return Err(StoreError::TooLarge { what, size, limit });
-    }
-    Ok(())
-}
-
 fn to_json<T: serde::Serialize + ?Sized>(value: &T) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(corrupt)
 }
@@ -475,8 +468,4 @@ fn failed(error: rusqlite::Error) -> StoreError {
         Some(DatabaseCorrupt | NotADatabase) => StoreError::Corrupt(error.to_string()),
         _ => StoreError::Unavailable(error.to_string()),
     }
-}
-
-fn corrupt(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Corrupt(error.to_string())
 }

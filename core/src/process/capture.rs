@@ -61,6 +61,8 @@ impl Echoed {
 #[derive(Debug)]
 pub(super) struct Captured {
     pub(super) tail: String,
+    /// How many bytes there were, if the tail does not have them all and nor has a file.
+    pub(super) cut: Option<u64>,
     /// Why its file is not whole.
     pub(super) problem: Option<Unwritten>,
 }
@@ -71,6 +73,7 @@ impl Stream {
     pub(super) async fn capture(mut self, drain: CancellationToken) -> Captured {
         let mut tail = Tail::new(self.keep);
         let mut problem = None;
+        let (mut printed, has_file) = (0, self.file.is_some());
         let mut file = self
             .file
             .take()
@@ -91,6 +94,7 @@ impl Stream {
             }
             let bytes = &buffer[..read];
             tail.push(bytes);
+            printed += read as u64;
             if let Some((path, writer)) = &mut file
                 && let Err(error) = writer.write_all(bytes).await
             {
@@ -113,6 +117,7 @@ impl Stream {
         }
         Captured {
             tail: tail.into_text(),
+            cut: (printed > self.keep as u64 && !has_file).then_some(printed),
             problem,
         }
     }

@@ -396,6 +396,8 @@ async fn huge_output_is_drained_and_only_its_end_kept() {
     assert_eq!(ended.exit_code, 0);
     assert_eq!(ended.stdout.len(), 1000);
     assert!(ended.stdout.ends_with("xxxend\n"));
+    let note = "of 20000004 bytes of its standard output the log has the last 1000";
+    assert_eq!(ended.note.as_deref(), Some(note));
 }
 
 #[tokio::test]

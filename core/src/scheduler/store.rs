@@ -208,3 +208,16 @@ pub enum StoreError {
     #[error("the task store holds data that cannot be read: {0}")]
     Corrupt(String),
 }
+
+/// For what a store has, but cannot read.
+pub(crate) fn corrupt(error: impl std::fmt::Display) -> StoreError {
+    StoreError::Corrupt(error.to_string())
+}
+
+/// Refuses more bytes than a store holds.
+pub(crate) fn within(what: &'static str, size: usize, limit: usize) -> Result<(), StoreError> {
+    if size > limit {
+        return Err(StoreError::TooLarge { what, size, limit });
+    }
+    Ok(())
+}

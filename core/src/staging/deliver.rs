@@ -156,9 +156,10 @@ fn search(
                 } => (path, relative, None),
                 Item::Directory { .. } => return ControlFlow::Continue(()),
                 Item::Refused { path, why } => {
-                    match not_read(&format!("{label}: {path}"), &why) {
+                    let item = format!("{label}: {path}");
+                    match not_read(&item, &why) {
                         Some(failure) => failures.push(failure),
-                        None => notes.push(format!("{label}: {path} {why}: not delivered")),
+                        None => notes.push(format!("warning: {item} {why}: not delivered")),
                     }
                     return ControlFlow::Continue(());
                 }
@@ -199,7 +200,7 @@ fn search(
                 searched.failures.push_all(failure);
             }
             Err(Missing::Unmatched(pattern)) => {
-                let note = format!("{label}: nothing matches {pattern}");
+                let note = format!("warning: {label}: nothing matches {pattern}");
                 searched.notes.push(note);
             }
         }

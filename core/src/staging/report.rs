@@ -47,7 +47,7 @@ pub fn pack(report: &Report, room: usize) -> serde_json::Result<Packed> {
     let mut report = Cow::Borrowed(report);
     loop {
         let json = within_limit(&mut report)?;
-        let digest = hex(&Sha256::digest(&json));
+        let digest = hex::encode(Sha256::digest(&json));
         let mut deflate = DeflateEncoder::new(Vec::new(), Compression::default());
         // Writing to memory does not fail.
         let _ = deflate.write_all(&json);
@@ -178,18 +178,10 @@ pub fn unpack(message: &str, log: Option<&str>) -> Result<Report, Unreadable> {
         .take(length as u64 + 1)
         .read_to_end(&mut json)
         .map_err(|_| Unreadable::Broken)?;
-    if json.len() != length || hex(&Sha256::digest(&json)) != digest {
+    if json.len() != length || hex::encode(Sha256::digest(&json)) != digest {
         return Err(Unreadable::Broken);
     }
     serde_json::from_slice(&json).map_err(|error| Unreadable::Foreign(error.to_string()))
-}
-
-fn hex(digest: &[u8]) -> String {
-    use std::fmt::Write as _;
-    digest.iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
 }
 
 #[cfg(test)]
@@ -202,7 +194,7 @@ mod tests {
     fn report(files: usize) -> Report {
         let file = |n: usize| OutputFileLog {
             // What does not compress.
-            url: format!("s3://b/{}", hex(&Sha256::digest(n.to_le_bytes()))),
+            url: format!("s3://b/{}", hex::encode(Sha256::digest(n.to_le_bytes()))),
             path: format!("/out/{n}"),
             size_bytes: n as u64,
         };

@@ -283,7 +283,10 @@ async fn every_row_of_outputs_is_delivered_where_it_belongs() {
     );
     assert_eq!(stage.shelf.get("/x/out/2.txt").unwrap(), b"out/2.txt");
     assert_eq!(stage.shelf.directories(), ["/dir/empty"]);
-    assert_eq!(delivered.notes, ["outputs[3]: nothing matches /w/none/*"]);
+    assert_eq!(
+        delivered.notes,
+        ["warning: outputs[3]: nothing matches /w/none/*"]
+    );
     assert_eq!(delivered.failures, []);
     assert_eq!(verdict(false, &delivered), Outcome::Complete);
 }
@@ -362,7 +365,7 @@ async fn symlinks_count_only_inside_the_tasks_own_mounts() {
         "/w/d/root is a symlink that leads out",
         "/w/d/up/d is a symlink to a directory it lies in",
     ] {
-        let refused = format!("outputs[0]: {refused}");
+        let refused = format!("warning: outputs[0]: {refused}");
         assert!(
             delivered.notes.iter().any(|n| n.starts_with(&refused)),
             "{refused}"

@@ -146,11 +146,12 @@ impl RegistryBuilder {
 
     fn unknown_type(&self, kind: &str) -> String {
         let known: Vec<_> = self.factories.keys().map(String::as_str).collect();
-        let hint = config::nearest(kind, known.iter().copied())
-            .map(|nearest| format!("; did you mean `{nearest}`?"))
-            .unwrap_or_default();
+        let hint = match config::nearest(kind, known.iter().copied()) {
+            Some(nearest) => format!("did you mean `{nearest}`?"),
+            None => "others may have been left out when it was built (cargo features)".to_owned(),
+        };
         format!(
-            "is unknown; this program has `{}`{hint}",
+            "is unknown; this program has `{}`; {hint}",
             known.join("`, `")
         )
     }
@@ -275,6 +276,13 @@ impl Prefix {
         let Some(host) = comparable_host(&url) else {
             return refused(&format_args!("`{text}` {}", Unserved::OddHost));
         };
+        // The host is another machine (RFC 8089), and what is left, often no path, all of this one.
+        if url.scheme() == "file" && !host.is_empty() {
+            let (host, path) = (url.host(), url.path());
+            return refused(&format_args!(
+                "`{url}` must have three slashes: did you mean file:///{host}{path}?"
+            ));
+        }
         if host.is_empty() && url.scheme() != "file" && !url.path_and_rest().is_empty() {
             return refused(&format_args!("`{text}` has a path but no host"));
         }

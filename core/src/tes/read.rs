@@ -1,7 +1,8 @@
 //! A client's JSON to a task, forgiving what real clients send.
 //!
 //! Nulls and unknown fields vanish, numbers and booleans may come as strings, some names may
-//! come in camel case. What is then still of a wrong type is collected, all of it.
+//! come in camel case. What is then still of a wrong type is collected, all of it. So are unknown
+//! fields that look like a slip: they are no breach, but nobody would see why they do nothing.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::rejection::{Faults, Place, Rejection};
 use super::{Executor, FileType, Input, Output, Resources, Task};
+use crate::config::nearest;
 
 /// A document as far as it could be read. Where something is wrong, `faults` says so and the
 /// task holds an empty value.
@@ -18,6 +20,18 @@ pub(super) struct Draft {
     /// The client's index of each element that is left in the task's lists.
     pub(super) indices: Indices,
     pub(super) faults: Faults,
+    pub(super) slips: Vec<Slip>,
+}
+
+/// An unknown member that has nearly the name of one that is absent.
+#[derive(Debug)]
+pub(super) struct Slip {
+    /// Its name.
+    pub(super) key: String,
+    /// The field that is probably meant.
+    pub(super) meant: String,
+    /// What to say of it in a task that is accepted.
+    pub(super) warning: String,
 }
 
 /// Where the elements of a task's lists were before the nulls between them were dropped.
@@ -40,6 +54,22 @@ const ALIASES: [(&str, &str); 8] = [
     ("backend_parameters", "backendParameters"),
     ("backend_parameters_strict", "backendParametersStrict"),
 ];
+
+/// Names that are meant for others, though no slip of the keyboard makes them the same.
+const OTHER_NAMES: [(&str, &str); 7] = [
+    ("cmd", "command"),
+    ("cpu", "cpu_cores"),
+    ("cpus", "cpu_cores"),
+    ("disk", "disk_gb"),
+    ("mem", "ram_gb"),
+    ("memory", "ram_gb"),
+    ("ram", "ram_gb"),
+];
+
+/// As many unknown members of a document are compared with what is known, which takes time.
+const MOST_UNKNOWN: usize = 1_000;
+/// One with a longer name is no slip.
+const LONGEST_SLIP: usize = 40;
 
 /// The most elements of a list or entries of an object. Each costs far more memory once it is
 /// read than the few bytes that it can take in a document.
@@ -85,6 +115,7 @@ pub(super) fn read(body: &[u8]) -> Result<Draft, Rejection> {
         task: task.unwrap_or_default(),
         indices: reader.indices,
         faults: reader.faults,
+        slips: reader.slips,
     })
 }
 
@@ -116,32 +147,79 @@ fn has_too_many_parts(body: &[u8]) -> bool {
 struct Reader {
     indices: Indices,
     faults: Faults,
+    slips: Vec<Slip>,
+    /// How many unknown members there were, up to [`MOST_UNKNOWN`].
+    unknown: usize,
 }
 
 /// The members of an object that are not null, each taken out as it is read.
 struct Members<'a> {
     object: Map<String, Value>,
     at: Place<'a>,
+    /// Those that were asked for and are not there.
+    absent: Vec<&'static str>,
 }
 
 impl Members<'_> {
     fn read<T>(
         &mut self,
         reader: &mut Reader,
-        name: &str,
+        name: &'static str,
         read: impl FnOnce(&mut Reader, Value, Place<'_>) -> Option<T>,
     ) -> Option<T> {
-        let value = self.object.remove(name).filter(|v| !v.is_null())?;
-        read(reader, value, self.at.member(name))
+        let value = self.object.remove(name).filter(|v| !v.is_null());
+        if value.is_none() {
+            self.absent.push(name);
+        }
+        read(reader, value?, self.at.member(name))
     }
 
     /// A member that must be there; without it the breach is noted.
-    fn required(&mut self, reader: &mut Reader, name: &str) -> String {
+    fn required<T: Default>(
+        &mut self,
+        reader: &mut Reader,
+        name: &'static str,
+        read: impl FnOnce(&mut Reader, Value, Place<'_>) -> Option<T>,
+    ) -> T {
         if self.object.get(name).is_none_or(Value::is_null) {
             reader.faults.add(self.at.member(name), "missing");
         }
-        self.read(reader, name, Reader::text).unwrap_or_default()
+        self.read(reader, name, read).unwrap_or_default()
     }
+
+    /// Notes which of those that nobody asked for are slips. The others are the client's own.
+    fn end(self, reader: &mut Reader) {
+        for (key, value) in self.object {
+            if value.is_null() || reader.unknown == MOST_UNKNOWN {
+                continue;
+            }
+            reader.unknown += 1;
+            let Some(name) = meant(&key, &self.absent) else {
+                continue;
+            };
+            let field = self.at.member(&key);
+            reader.slips.push(Slip {
+                warning: format!(
+                    "{field} is not a key of TES 1.1, and ignored; did you mean `{name}`?"
+                ),
+                meant: self.at.member(name).to_string(),
+                key,
+            });
+        }
+    }
+}
+
+/// The name among `absent` that `key` is nearly, or another word for.
+fn meant(key: &str, absent: &[&'static str]) -> Option<&'static str> {
+    if key.len() > LONGEST_SLIP || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return None;
+    }
+    let key = key.to_ascii_lowercase();
+    OTHER_NAMES
+        .iter()
+        .find(|(other, name)| *other == key && absent.contains(name))
+        .map(|(_, name)| *name)
+        .or_else(|| nearest(&key, absent.iter().copied()))
 }
 
 impl Reader {
@@ -165,7 +243,7 @@ impl Reader {
             executors: executors_at,
             volumes: volumes_at,
         };
-        Some(Task {
+        let read = Task {
             name: task.read(self, "name", Reader::text),
             description: task.read(self, "description", Reader::text),
             inputs,
@@ -174,7 +252,9 @@ impl Reader {
             executors: executors.unwrap_or_default(),
             volumes,
             tags: task.read(self, "tags", |r, v, at| r.words_by_name(v, at, most::TAGS)),
-        })
+        };
+        task.end(self);
+        Some(read)
     }
 
     fn input(&mut self, value: Value, at: Place<'_>) -> Option<Input> {
@@ -189,48 +269,52 @@ impl Reader {
         } else {
             input.read(self, "url", Reader::text_or_nothing)
         };
-        Some(Input {
+        let read = Input {
             name: input.read(self, "name", Reader::text),
             description: input.read(self, "description", Reader::text),
             url,
-            path: input.required(self, "path"),
+            path: input.required(self, "path", Reader::text),
             kind: input.read(self, "type", Reader::kind).unwrap_or_default(),
             content,
             streamable: input.read(self, "streamable", Reader::boolean),
-        })
+        };
+        input.end(self);
+        Some(read)
     }
 
     fn output(&mut self, value: Value, at: Place<'_>) -> Option<Output> {
         let mut output = self.members(value, at)?;
-        Some(Output {
+        let read = Output {
             name: output.read(self, "name", Reader::text),
             description: output.read(self, "description", Reader::text),
-            url: output.required(self, "url"),
-            path: output.required(self, "path"),
+            url: output.required(self, "url", Reader::text),
+            path: output.required(self, "path", Reader::text),
             path_prefix: output.read(self, "path_prefix", Reader::text_or_nothing),
             kind: output.read(self, "type", Reader::kind).unwrap_or_default(),
-        })
+        };
+        output.end(self);
+        Some(read)
     }
 
     fn executor(&mut self, value: Value, at: Place<'_>) -> Option<Executor> {
         let mut executor = self.members(value, at)?;
-        Some(Executor {
-            image: executor.required(self, "image"),
-            command: executor
-                .read(self, "command", Reader::command)
-                .unwrap_or_default(),
+        let read = Executor {
+            image: executor.required(self, "image", Reader::text),
+            command: executor.required(self, "command", Reader::command),
             workdir: executor.read(self, "workdir", Reader::text_or_nothing),
             stdin: executor.read(self, "stdin", Reader::text_or_nothing),
             stdout: executor.read(self, "stdout", Reader::text_or_nothing),
             stderr: executor.read(self, "stderr", Reader::text_or_nothing),
             env: executor.read(self, "env", |r, v, at| r.words_by_name(v, at, most::ENV)),
             ignore_error: executor.read(self, "ignore_error", Reader::boolean),
-        })
+        };
+        executor.end(self);
+        Some(read)
     }
 
     fn resources(&mut self, value: Value, at: Place<'_>) -> Option<Resources> {
         let mut resources = self.members(value, at)?;
-        Some(Resources {
+        let read = Resources {
             cpu_cores: resources.read(self, "cpu_cores", Reader::integer),
             preemptible: resources.read(self, "preemptible", Reader::boolean),
             ram_gb: resources.read(self, "ram_gb", Reader::number),
@@ -249,7 +333,9 @@ impl Reader {
                 "backend_parameters_strict",
                 Reader::boolean,
             ),
-        })
+        };
+        resources.end(self);
+        Some(read)
     }
 
     fn members<'a>(&mut self, value: Value, at: Place<'a>) -> Option<Members<'a>> {
@@ -263,7 +349,11 @@ impl Reader {
                 object.insert(name.into(), value);
             }
         }
-        Some(Members { object, at })
+        Some(Members {
+            object,
+            at,
+            absent: Vec::new(),
+        })
     }
 
     /// The elements that are not null and could be read, each with the client's index. Of a

@@ -49,6 +49,13 @@ impl Faults {
         }
     }
 
+    /// Adds `hint` to what is wrong at `field`, if something is.
+    pub(super) fn hint(&mut self, field: &str, hint: &str) {
+        if let Some(error) = self.found.iter_mut().find(|error| error.field == field) {
+            error.msg.push_str(hint);
+        }
+    }
+
     /// Whether nothing was wrong.
     pub(super) fn into_result(mut self) -> Result<(), Rejection> {
         if self.unlisted > 0 {

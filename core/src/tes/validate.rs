@@ -8,7 +8,7 @@ mod urls;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::read::{self, Draft, Indices};
+use super::read::{self, Draft, Indices, Slip};
 use super::rejection::{Faults, Place, shortened};
 use super::secrets::{self, UrlSecrets};
 use super::{Executor, FileType, Input, Output, Rejection, Resources, Task};
@@ -79,14 +79,25 @@ pub fn accept(body: &[u8], rules: &Rules) -> Result<Accepted, Rejection> {
         mut task,
         indices,
         faults,
+        slips,
     } = read::read(body)?;
     let mut check = Check {
         rules,
         faults,
         secrets: UrlSecrets::default(),
-        warnings: Vec::new(),
+        warnings: Warnings::default(),
     };
     check.task(&mut task, &indices);
+    for Slip {
+        key,
+        meant,
+        warning,
+    } in slips
+    {
+        let hint = format!("; there is `{key}`, which is not a key of TES 1.1");
+        check.faults.hint(&meant, &hint);
+        check.warnings.push(warning);
+    }
     check.faults.into_result()?;
     let mut faults = Faults::default();
     if let Err(PlanError { field, msg }) = Plan::new("", &task, &check.secrets) {
@@ -96,19 +107,44 @@ pub fn accept(body: &[u8], rules: &Rules) -> Result<Accepted, Rejection> {
     Ok(Accepted {
         task,
         secrets: check.secrets,
-        warnings: check.warnings,
+        warnings: check.warnings.into_lines(),
     })
 }
 
-/// As many ignored parameters are named in the log.
-const MOST_WARNINGS: usize = 20;
+/// What was dropped or is odd: the first, and how many more there are.
+#[derive(Debug, Default)]
+struct Warnings {
+    lines: Vec<String>,
+    more: usize,
+}
+
+impl Warnings {
+    /// As many are listed; a hostile document could have thousands.
+    const MOST: usize = 20;
+
+    fn push(&mut self, warning: String) {
+        if self.lines.len() < Self::MOST {
+            self.lines.push(warning);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn into_lines(mut self) -> Vec<String> {
+        if self.more > 0 {
+            let more = format!("{} more warnings are not listed", self.more);
+            self.lines.push(more);
+        }
+        self.lines
+    }
+}
 
 /// One pass over a document.
 struct Check<'a> {
     rules: &'a Rules,
     faults: Faults,
     secrets: UrlSecrets,
-    warnings: Vec<String>,
+    warnings: Warnings,
 }
 
 impl Check<'_> {
@@ -142,7 +178,7 @@ impl Check<'_> {
         if let Some(resources) = &mut task.resources {
             self.resources(resources, Place::Task.member("resources"));
         }
-        tree.check(&mut self.faults);
+        tree.check(&mut self.faults, &mut self.warnings);
     }
 
     fn executor(&mut self, executor: &Executor, at: Place<'_>, tree: &mut Tree) {
@@ -235,6 +271,7 @@ impl Check<'_> {
             } else {
                 is_file = false;
                 self.pattern(&pattern, path_at, tree);
+                self.foreign_wildcards(&path, path_at);
                 self.path_prefix(output, &pattern, at.member("path_prefix"));
             }
         }
@@ -261,6 +298,26 @@ impl Check<'_> {
                 self.faults.add(at, msg);
             }
             tree.directory(directory, at);
+        }
+    }
+
+    /// Warns of wildcards that other patterns have and these have not: what they leave out is
+    /// missed by nobody until it is needed.
+    fn foreign_wildcards(&mut self, pattern: &str, at: Place<'_>) {
+        let pattern = unquoted(pattern);
+        if pattern.contains("**") {
+            self.warnings.push(format!(
+                "{at}: ** is read as *, which stays within one directory; an output of type \
+                 DIRECTORY is delivered with all below it"
+            ));
+        }
+        let opened = pattern.split('{').skip(1);
+        let mut closed = opened.filter_map(|rest| rest.split_once('}'));
+        if closed.any(|(inside, _)| inside.contains(',')) {
+            self.warnings.push(format!(
+                "{at}: {{…,…}} is read as it is written, not as a choice; make an output for \
+                 each name that is meant"
+            ));
         }
     }
 
@@ -328,18 +385,11 @@ impl Check<'_> {
             if strict {
                 self.faults.add(at.member(key), msg);
             } else {
-                if dropped.len() < MOST_WARNINGS {
-                    let key = shortened(key);
-                    self.warnings
-                        .push(format!("backend parameter {key} is ignored: it {msg}"));
-                }
+                let name = shortened(key);
+                self.warnings
+                    .push(format!("backend parameter {name} is ignored: it {msg}"));
                 dropped.insert(key.clone());
             }
-        }
-        if dropped.len() > MOST_WARNINGS {
-            let more = dropped.len() - MOST_WARNINGS;
-            self.warnings
-                .push(format!("{more} more backend parameters are ignored"));
         }
         parameters.retain(|key, _| !dropped.contains(key));
     }
@@ -386,6 +436,19 @@ impl Check<'_> {
     }
 }
 
+/// The pattern with a lone backslash for each that quotes, and for what it quotes.
+fn unquoted(pattern: &str) -> String {
+    let mut plain = String::with_capacity(pattern.len());
+    let mut rest = pattern.chars();
+    while let Some(c) = rest.next() {
+        if c == '\\' {
+            let _ = rest.next();
+        }
+        plain.push(c);
+    }
+    plain
+}
+
 /// The task's paths, to find those that lie below a file.
 #[derive(Default)]
 struct Tree {
@@ -402,7 +465,7 @@ impl Tree {
         self.paths.push((path, true, at.to_string()));
     }
 
-    fn check(mut self, faults: &mut Faults) {
+    fn check(mut self, faults: &mut Faults, warnings: &mut Warnings) {
         // Sorted by components, what lies below a file comes right behind it.
         self.paths
             .sort_by(|(a, a_dir, _), (b, b_dir, _)| paths::order(a, b).then(a_dir.cmp(b_dir)));
@@ -411,7 +474,11 @@ impl Tree {
             match file {
                 Some((above, its_field)) if paths::is_within(path, above) => {
                     let is_another_name_for_it = !is_directory && path == above;
-                    if !is_another_name_for_it {
+                    if is_another_name_for_it {
+                        warnings.push(format!(
+                            "{field} names the same file as {its_field}; the later input wins"
+                        ));
+                    } else {
                         faults.add(field, format!("lies below {its_field}, which is a file"));
                     }
                 }

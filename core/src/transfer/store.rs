@@ -11,10 +11,11 @@ use super::retry::{Retry, in_time, watched};
 use super::verify::{Hasher, check};
 use super::{Engine, Moved, Settings};
 use crate::rooted::{RelPath, Root, Symlinks, temp_name};
+use crate::storage::cleanup::Undo;
 use crate::storage::turns::Turns;
 use crate::storage::{
     ByteRange, Entry, EntryKind, Error, ErrorKind, LocalPath, Result, Source, Storage, StorageUrl,
-    Upload, Written, cleanup,
+    Upload, Written,
 };
 
 impl Engine {
@@ -59,21 +60,23 @@ impl Engine {
         let claims = storage.capabilities();
         // What others can see of a write that is not atomic is a file of another name.
         let is_seen = claims.rename && !claims.atomic_write;
-        let temporary = is_seen.then(|| Temporary {
-            url: url.sibling(&temp_name()),
-            storage: storage.clone(),
-            settings: self.settings.clone(),
-            is_left: claims.remove,
+        let temporary = is_seen.then(|| url.sibling(&temp_name()));
+        let undo = temporary.as_ref().filter(|_| claims.remove).map(|url| {
+            let remove = || {
+                let (storage, settings) = (storage.clone(), self.settings.clone());
+                let url = url.clone();
+                async move { remove(&*storage, &url, &settings).await }
+            };
+            Undo::new(remove()).and_late(remove())
         });
-        let target = temporary.as_ref().map_or(url, |temporary| &temporary.url);
+        let target = temporary.as_ref().unwrap_or(url);
         let progress = Progress::new(&self.counters);
         progress.expect(source.size());
         let done = async {
             let written = self.write(source, from, storage, target, &progress).await?;
             self.check_stored(source, storage, target, &written).await?;
-            if let Some(temporary) = &temporary {
-                let renaming = storage.rename(&temporary.url, url);
-                in_time(&self.settings, url, renaming).await?;
+            if is_seen {
+                in_time(&self.settings, url, storage.rename(target, url)).await?;
             }
             Ok(())
         }
@@ -81,13 +84,10 @@ impl Engine {
         if done.is_ok() {
             progress.keep();
         }
-        if let Some(temporary) = temporary {
-            match &done {
-                Ok(()) => temporary.keep(),
-                Err(_) => temporary.remove().await,
-            }
+        match undo {
+            Some(undo) => undo.unless_ok(done).await,
+            None => done,
         }
-        done
     }
 
     async fn write(
@@ -302,40 +302,6 @@ impl Engine {
         let opening = self.short.blocking(move || Source::local(&local));
         let source = opening.await;
         source.map_err(|e| Error::io(named, "cannot be read", e))
-    }
-}
-
-/// A file that has another name until it is whole. If this is dropped before, it is removed by a
-/// task of its own.
-struct Temporary {
-    url: StorageUrl,
-    storage: Arc<dyn Storage>,
-    settings: Arc<Settings>,
-    /// Whether there is something to remove, and the storage can.
-    is_left: bool,
-}
-
-impl Temporary {
-    /// It has its own name now.
-    fn keep(mut self) {
-        self.is_left = false;
-    }
-
-    async fn remove(mut self) {
-        if self.is_left {
-            remove(&*self.storage, &self.url, &self.settings).await;
-            self.is_left = false;
-        }
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if self.is_left {
-            let (storage, url) = (self.storage.clone(), self.url.clone());
-            let settings = self.settings.clone();
-            cleanup::spawn(async move { remove(&*storage, &url, &settings).await });
-        }
     }
 }
 

@@ -56,6 +56,8 @@ fn a_record_that_is_a_trap_is_a_failure_with_a_reason_and_never_a_hang() {
             "{name}: the supervisor has the last word"
         );
         drop(turn);
+        // Until it begins its program, a child of another test has the lock open as well.
+        pod.until(FIRST, |seen| *seen != Seen::Running);
         let seen = pod.seen(FIRST);
         assert!(
             matches!(&seen, Seen::Died(why) if why.starts_with("its record")),
@@ -175,6 +177,7 @@ fn a_record_with_more_failures_than_it_can_hold_is_shortened_and_keeps_a_definit
     std::thread::spawn(move || tell.send(turn.record(record)));
     let told = told.recv_timeout(std::time::Duration::from_mins(5));
     told.expect("it ends").unwrap();
+    pod.until(FIRST, |seen| *seen != Seen::Running);
     let Seen::Over(record) = pod.seen(FIRST) else {
         panic!("{:?}", pod.seen(FIRST));
     };

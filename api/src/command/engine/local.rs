@@ -13,7 +13,6 @@ use tesk_core::scheduler::{Capacity, Engine};
 use tesk_core::transfer;
 
 use super::{Storages, install_crypto, registry};
-use crate::auth::users;
 use crate::config::Config;
 
 /// The hidden command that runs one attempt, in a process of its own.
@@ -81,7 +80,7 @@ fn write_storages(config: &Config) -> Result<PathBuf, String> {
     let storages = Storages::of(config);
     let data = &config.server.data;
     let text = serde_json::to_vec(&storages).map_err(|error| error.to_string())?;
-    let name = users::hex(&Sha256::digest(&text)[..8]);
+    let name = hex::encode(&Sha256::digest(&text)[..8]);
     let write = || {
         DirBuilder::new().recursive(true).mode(0o700).create(data)?;
         let path = std::path::absolute(data.join(format!("storages-{name}.json")))?;

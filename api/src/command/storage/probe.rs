@@ -14,7 +14,7 @@ use tesk_core::storage::{
     ByteRange, EntryKind, Error, ErrorKind, Registry, Result, Source, Storage, StorageUrl,
 };
 
-use super::super::{Outcome, print, show};
+use super::super::{Outcome, say, show};
 
 /// Storages probed at the same time.
 const AT_ONCE: usize = 8;
@@ -78,7 +78,7 @@ pub(in super::super) async fn report(probes: impl Stream<Item = Probe>) -> Outco
     let mut failed = 0;
     while let Some(Probe { place, verdict }) = probes.next().await {
         failed += usize::from(matches!(verdict, Verdict::Fails(_)));
-        print(&format!("{place:<32}  {verdict}\n"))?;
+        say(&format!("{place:<32}  {verdict}\n"))?;
     }
     match failed {
         0 => Ok(()),
@@ -178,14 +178,17 @@ async fn probe(registry: &Registry, url: StorageUrl, asked: Asked, options: Opti
     if !options.write {
         return Verdict::Works(seen.to_string());
     }
+    if !claims.write {
+        return Verdict::Works(format!("{seen}; not written to, as it is read-only"));
+    }
     let why_not = match seen {
-        Seen::File(_) => "not written to, as it is a file",
-        _ if !claims.write => "not written to, as it is read-only",
-        _ if !claims.remove => "not written to, as nothing can be removed there",
+        Seen::File(_) => "it is a file; probe its directory",
+        _ if !claims.remove => "nothing can be removed there",
         _ => "",
     };
     if !why_not.is_empty() {
-        return Verdict::Works(format!("{seen}; {why_not}"));
+        let why_not = format!("{seen}, but writing was not tried: {why_not}");
+        return Verdict::Open(why_not);
     }
     match write(storage, &url, options.limit).await {
         Ok(()) => Verdict::Works(format!("{seen}; a file was written, read and removed")),

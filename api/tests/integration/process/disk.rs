@@ -1,5 +1,6 @@
 //! `tesk` on a file system that is full.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{SERVE, Server, command, has_sandbox, run, task_file, text};
+use super::{SERVE, Server, command, has_sandbox, run, task_file, tesk, text};
 
 /// `tesk`, started by `by`, where `disk` is a file system of 8 MiB.
 fn tesk_on_a_small_disk(disk: &Path, by: &[&str]) -> Command {
@@ -141,13 +142,22 @@ fn while_the_disk_is_full_tasks_end_and_none_is_taken() {
     large["description"] = "x".repeat(300_000).into();
     let folder = TempDir::new().unwrap();
     let file = task_file(&folder, &large);
-    let submit = ["submit", file.to_str().unwrap()];
     let begun = Instant::now();
-    let refused = loop {
-        let output = server.client(&submit);
-        if !output.status.success() {
-            break text(&output.stderr);
+    let (waiting, refused) = loop {
+        let mut submit = tesk()
+            .arg("submit")
+            .arg(&file)
+            .env("TESK_SERVER", &server.address)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut stderr = BufReader::new(submit.stderr.take().unwrap());
+        if stderr.read_line(&mut said).unwrap() > 0 {
+            break (submit, said);
         }
+        assert!(submit.wait().unwrap().success());
         assert!(begun.elapsed() < Duration::from_secs(20), "never refused");
     };
     assert!(refused.contains("no room"), "{refused}");
@@ -157,16 +167,8 @@ fn while_the_disk_is_full_tasks_end_and_none_is_taken() {
         server.ask(&["cancel", task]);
         server.wait_for_state(task, "CANCELED");
     }
-    std::fs::write(&file, command(&["true"]).to_string()).unwrap();
-    let begun = Instant::now();
-    let small = loop {
-        let output = server.client(&submit);
-        if output.status.success() {
-            break text(&output.stdout).trim().to_owned();
-        }
-        let error = text(&output.stderr);
-        assert!(begun.elapsed() < Duration::from_secs(10), "{error}");
-        std::thread::sleep(Duration::from_millis(50));
-    };
-    server.wait_for_state(&small, "COMPLETE");
+    // It has asked again meanwhile, or does so soon.
+    let taken = waiting.wait_with_output().unwrap();
+    assert!(taken.status.success());
+    server.wait_for_state(text(&taken.stdout).trim(), "COMPLETE");
 }

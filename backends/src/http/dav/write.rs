@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use tesk_core::storage::{Error, ErrorKind, Result, Source, StorageUrl, Written, cleanup};
+use tesk_core::storage::cleanup::Undo;
+use tesk_core::storage::{Error, ErrorKind, Result, Source, StorageUrl, Written};
 
 use super::super::{client, head, put, reply};
 use super::{Dav, Kind, directory, done, header, parent, plain, temp_name};
@@ -25,26 +26,19 @@ impl Dav {
         if self.atomic_put {
             return self.store(&url, &url, &parent, source).await;
         }
-        let temporary = Temporary {
-            url: Some(url.sibling(&temp_name())),
-            dav: self.clone(),
+        let at = url.sibling(&temp_name());
+        let remove = || {
+            let (dav, at) = (self.clone(), at.clone());
+            async move { remove_quietly(&dav, &at).await }
         };
+        let temporary = Undo::new(remove()).and_late(remove());
         let stored = async {
-            let at = temporary.url.as_ref().unwrap_or(&url);
-            let written = self.store(&url, at, &parent, source).await?;
-            self.place(at, &url).await?;
+            let written = self.store(&url, &at, &parent, source).await?;
+            self.place(&at, &url).await?;
             Ok(written)
         };
-        match stored.await {
-            Ok(written) => {
-                temporary.keep();
-                Ok(written)
-            }
-            Err(error) => {
-                temporary.remove().await;
-                Err(error)
-            }
-        }
+        let stored = stored.await;
+        temporary.unless_ok(stored).await
     }
 
     /// Stores `source` at `at`, what is to become the file `url`.
@@ -201,35 +195,6 @@ impl Dav {
                 let message = "is a file, not a directory";
                 Err(Error::new(ErrorKind::Invalid, url, message))
             }
-        }
-    }
-}
-
-/// A file that is not finished. Removed when it is dropped, by a task of its own.
-struct Temporary {
-    url: Option<StorageUrl>,
-    dav: Arc<Dav>,
-}
-
-impl Temporary {
-    /// It has its real name now.
-    fn keep(mut self) {
-        self.url = None;
-    }
-
-    async fn remove(mut self) {
-        if let Some(url) = &self.url {
-            remove_quietly(&self.dav, url).await;
-        }
-        self.url = None;
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Some(url) = self.url.take() {
-            let dav = self.dav.clone();
-            cleanup::spawn(async move { remove_quietly(&dav, &url).await });
         }
     }
 }

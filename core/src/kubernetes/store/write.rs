@@ -21,6 +21,7 @@ use super::{
     failed,
 };
 use crate::crash;
+use crate::scheduler::store::within;
 use crate::scheduler::{Head, TaskId};
 use crate::tes::TaskLog;
 use crate::time::Timestamp;
@@ -331,13 +332,6 @@ fn search_of(task: &NewTask) -> Result<Search, StoreError> {
         name: task.name.clone(),
         tags: task.tags.clone(),
     })
-}
-
-fn within(what: &'static str, size: usize, limit: usize) -> Result<(), StoreError> {
-    if size > limit {
-        return Err(StoreError::TooLarge { what, size, limit });
-    }
-    Ok(())
 }
 
 fn to_json(logs: &[TaskLog]) -> Result<Arc<str>, StoreError> {

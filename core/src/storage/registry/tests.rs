@@ -121,6 +121,26 @@ fn a_file_path_is_resolved_before_it_is_compared() {
 }
 
 #[test]
+fn a_file_prefix_with_a_host_is_refused_and_told_its_third_slash() {
+    for (prefix, meant) in [
+        ("file://data", "file:///data"),
+        ("FILE://data/ref/", "file:///data/ref/"),
+        ("file://data?sig=secret", "file:///data"),
+    ] {
+        let error = Prefix::new(prefix).unwrap_err().to_string();
+        let expected = format!("must have three slashes: did you mean {meant}?");
+        assert!(error.ends_with(&expected), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+    for prefix in ["file://", "file:///data", "file://localhost/data", "/data"] {
+        let registry = serving(&[prefix]);
+        assert_eq!(routed(&registry, "/data/x").as_deref(), Ok(prefix));
+        let other = routed(&registry, "file://data/data/x");
+        assert_eq!(other, Err(ErrorKind::Invalid), "{prefix}");
+    }
+}
+
+#[test]
 fn credentials_of_a_prefix_are_not_reached_by_climbing() {
     let registry = serving(&["https://h/public", "s3://b/public"]);
     for url in [
@@ -239,6 +259,7 @@ fn all_errors_of_a_configuration_come_together() {
             { type = "disk", prefix = "file:///data", nmae = "x" },
             { type = "disk", prefix = ["/data/", "file:///data", "file:///x/../y"], name = "x" },
             { type = "disk", prefix = [], name = "x" },
+            { type = "plugin", prefix = "plugin://", name = "x" },
         ]
         "#,
     )
@@ -253,6 +274,7 @@ fn all_errors_of_a_configuration_come_together() {
         "storage[3] (type `disk`): the prefix `file:///data` is given twice",
         "must have no `..`",
         "storage[4] (type `disk`): has no prefix",
+        "storage[5] (type `plugin`): is unknown; this program has `disk`, `objects`, `web`; others may have been left out when it was built (cargo features)",
     ] {
         assert!(error.contains(part), "{part:?} is not in:\n{error}");
     }

@@ -7,6 +7,7 @@ use crate::storage::StorageUrl;
 use crate::storage::registry::{Prefix, Unserved, is_object_store};
 use crate::storage::url::InvalidUrl;
 use crate::tes::FileType;
+use crate::tes::rejection::shortened;
 
 /// One URL prefix that is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub struct PrefixRule {
 /// Schemes whose URLs may hold a user's name and password.
 const WITH_USERS: [&str; 4] = ["ftp", "ftps", "http", "https"];
 
-/// Checks the url of an input; an error says what is wrong, and never shows the url.
+/// Checks the url of an input; an error says what is wrong, and shows nothing secret of the url.
 pub(super) fn check_input(url: &str, kind: FileType, rules: &[PrefixRule]) -> Result<(), String> {
     let (url, rule) = served(url, rules)?;
     if kind == FileType::Directory && !rule.list {
@@ -60,7 +61,13 @@ fn served<'a>(url: &str, rules: &'a [PrefixRule]) -> Result<(StorageUrl, &'a Pre
         .iter()
         .any(|(p, _)| p.scheme() == url.scheme())
     {
-        return Err(format!("has another scheme; {}", schemes_served(rules)));
+        let hint = if url.scheme() == "file" {
+            "; file: urls need a pvc storage, or `--allow-path DIR`"
+        } else {
+            ""
+        };
+        let (url, served) = (shown(&url), schemes_served(rules));
+        return Err(format!("{url} has another scheme; {served}{hint}"));
     }
     if (url.user().is_some() || url.password().is_some()) && !WITH_USERS.contains(&url.scheme()) {
         return Err("only FTP and HTTP(S) urls may name a user".into());
@@ -71,11 +78,27 @@ fn served<'a>(url: &str, rules: &'a [PrefixRule]) -> Result<(StorageUrl, &'a Pre
     match Prefix::choose(rules_by_prefix.iter().map(|(prefix, _)| prefix), &url) {
         Ok(index) => Ok((url, rules_by_prefix[index].1)),
         Err(Unserved::Unknown) => Err(format!(
-            "is outside of what this server serves: {}",
+            "{} is outside of what this server serves: {}",
+            shown(&url),
             listed(rules.iter().map(|rule| rule.prefix.as_str()))
         )),
         Err(other) => Err(other.to_string()),
     }
+}
+
+/// The beginning of a url, without what is secret. One that was relative is not what its author
+/// wrote, so it has to be named.
+fn shown(url: &StorageUrl) -> String {
+    // A password with a slash that is not escaped is read as a part of the path.
+    let is_odd = url.scheme() != "file" && url.path_and_rest().contains('@');
+    let shown = if is_odd {
+        format!("{}://…", url.scheme())
+    } else {
+        url.to_string()
+    };
+    let start = shortened(&shown);
+    let cut = if start.len() < shown.len() { "…" } else { "" };
+    format!("{start}{cut}")
 }
 
 fn schemes_served(rules: &[PrefixRule]) -> String {

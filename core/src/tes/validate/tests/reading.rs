@@ -66,6 +66,78 @@ fn unknown_and_read_only_fields_never_come_back() {
 }
 
 #[test]
+fn a_misspelt_key_is_ignored_with_a_warning_that_names_the_nearest() {
+    let mut warnings = accepted(json!({
+        "executors": [{
+            "image": "i", "command": ["c"], "std_out": "/o", "ignore_eror": true, "Stdin": "/in",
+        }],
+        "resources": {"cpus": 2, "memory": 4, "cpu_cores": null},
+        "inputs": [null, {"path": "/in", "uri": "s3://b/k", "content": ""}],
+        "tag": {"a": "b"},
+    }))
+    .warnings;
+    warnings.sort_unstable();
+    let slip = |field: &str, meant: &str| {
+        format!("{field} is not a key of TES 1.1, and ignored; did you mean `{meant}`?")
+    };
+    assert_eq!(
+        warnings,
+        [
+            slip("executors[0].Stdin", "stdin"),
+            slip("executors[0].ignore_eror", "ignore_error"),
+            slip("executors[0].std_out", "stdout"),
+            slip("inputs[1].uri", "url"),
+            slip("resources.cpus", "cpu_cores"),
+            slip("resources.memory", "ram_gb"),
+            slip("tag", "tags"),
+        ]
+    );
+}
+
+#[test]
+fn a_clients_own_keys_make_no_warning() {
+    let mut executor = json!({
+        "image": "i", "command": ["c"], "gpu": true, "x-retries": 3, "std_err": null,
+        // Beside the one that it is near to.
+        "stdout": "/o", "std_out": "/o",
+        "stdi\u{0}": "/in",
+    });
+    executor["stdin".repeat(100_000)] = json!("/in");
+    let accepted = accepted(json!({
+        "executors": [executor],
+        "id": "x", "state": "COMPLETE", "logs": [], "creation_time": "never", "vendor": {},
+    }));
+    assert_eq!(accepted.warnings, [""; 0]);
+}
+
+#[test]
+fn a_flood_of_misspelt_keys_makes_few_warnings() {
+    let executor = json!({"image": "i", "command": ["c"], "std_out": "/o", "std_err": "/e"});
+    let warnings = accepted(json!({"executors": vec![&executor; 1_000]})).warnings;
+    assert_eq!(warnings.len(), 21);
+    assert_eq!(warnings[20], "980 more warnings are not listed");
+    // Nor are all keys compared.
+    let mut own = json!({"image": "i", "command": ["c"]});
+    for n in 0..1_000 {
+        own[format!("own{n}")] = json!(n);
+    }
+    let after_many = accepted(json!({"executors": [own, executor]}));
+    assert_eq!(after_many.warnings, [""; 0]);
+}
+
+#[test]
+fn what_is_missing_is_hinted_at_where_its_name_is_misspelt() {
+    assert_eq!(
+        breaches_of(br#"{"executor": [{"image": "i", "command": ["c"]}]}"#),
+        ["executors: at least one is needed; there is `executor`, which is not a key of TES 1.1"]
+    );
+    assert_eq!(
+        breach(json!({"executors": [{"image": "i", "cmd": ["c"]}]})),
+        "executors[0].command: missing; there is `cmd`, which is not a key of TES 1.1"
+    );
+}
+
+#[test]
 fn camel_case_is_read_and_snake_case_wins() {
     let accepted = accepted(json!({
         "resources": {
@@ -212,7 +284,7 @@ fn all_breaches_are_reported_together_with_the_clients_indices() {
                 "name": 5,
                 "executors": [null, {"image": " ", "command": []}],
                 "outputs": [null, null, {"path": "/o/x"}, {"path": "rel", "url": "s3://b/k"}],
-                "inputs": [{"url": "s3://b/k"}, "x", {"path": "/a", "url": "gopher://h/"}],
+                "inputs": [{"url": "s3://b/k"}, "x", {"path": "/a", "url": "foo://h/"}],
             })
             .to_string()
             .as_bytes()
@@ -224,7 +296,7 @@ fn all_breaches_are_reported_together_with_the_clients_indices() {
             "name: must be a string, not a number",
             "executors[1].image: must not be empty",
             "executors[1].command: must not be empty",
-            "inputs[2].url: has another scheme; this server serves file, ftp, https, s3",
+            "inputs[2].url: foo://h/ has another scheme; this server serves file, ftp, https, s3",
             "outputs[3].path: must be an absolute path",
         ]
     );

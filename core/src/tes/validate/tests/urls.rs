@@ -29,7 +29,7 @@ fn empty_content_is_an_empty_file_or_gives_way_to_the_url() {
     accepted(input(json!({"content": "", "type": "DIRECTORY"})));
     assert_eq!(
         breach(input(json!({"content": "", "url": "x://h/"}))),
-        "inputs[0].url: has another scheme; this server serves file, ftp, https, s3"
+        "inputs[0].url: x://h/ has another scheme; this server serves file, ftp, https, s3"
     );
     assert_eq!(
         breach(json!({"inputs": [{"path": "/in"}]})),
@@ -50,6 +50,48 @@ fn a_scheme_that_is_not_served_is_refused_and_those_that_are_listed() {
     accepted(input(
         json!({"url": "HTTPS://any.example.org:8443/k?sig=1"}),
     ));
+}
+
+#[test]
+fn a_refused_url_is_named_without_what_is_secret() {
+    for (url, said) in [
+        (
+            "gopher://u:s3cret@h/x?sig=s3cret",
+            "gopher://h/x has another ",
+        ),
+        // A slash in a password should have been escaped.
+        ("gopher://u:a/s3cret@h/x", "gopher://… has another scheme; "),
+        (
+            "/home/x",
+            "file:///home/x is outside of what this server serves: ",
+        ),
+    ] {
+        let breach = breach(input(json!({ "url": url })));
+        let said = format!("inputs[0].url: {said}");
+        assert!(breach.starts_with(&said), "{breach}");
+        assert!(!breach.contains("s3cret"), "{breach}");
+    }
+    let long = format!("gopher://h/{}", "x".repeat(5000));
+    let breach = breach(input(json!({ "url": long })));
+    assert!(breach.contains("xxx… has another scheme"), "{breach}");
+    assert!(breach.len() < 250, "{breach}");
+}
+
+#[test]
+fn where_no_files_are_served_the_refusal_says_what_is_needed() {
+    let rules = Rules {
+        prefixes: vec![rule("https://", true, false)],
+        ..rules()
+    };
+    let refused = accept(
+        &task(input(json!({"url": "file:///home/ada/x.txt"}))),
+        &rules,
+    );
+    assert_eq!(
+        refused.unwrap_err().to_string(),
+        "inputs[0].url: file:///home/ada/x.txt has another scheme; this server serves https; \
+         file: urls need a pvc storage, or `--allow-path DIR`"
+    );
 }
 
 #[test]
