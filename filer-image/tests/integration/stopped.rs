@@ -32,11 +32,13 @@ impl Server {
         server
     }
 
-    /// The paths that `method` has come for.
+    /// The paths that `method` has come for; some are removed twice.
     fn paths(&self, method: &str) -> Vec<String> {
         let asked = self.asked.lock().unwrap();
         let paths = asked.iter().filter_map(|asked| asked.strip_prefix(method));
-        paths.map(|path| path.trim().to_owned()).collect()
+        let mut paths: Vec<_> = paths.map(|path| path.trim().to_owned()).collect();
+        paths.dedup();
+        paths
     }
 }
 
