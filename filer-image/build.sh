@@ -4,6 +4,7 @@
 # own storage, where one of these is there.
 #
 #   filer-image/build.sh [--image NAME:TAG] [filer|server] [amd64|arm64]...
+#   filer-image/build.sh --image NAME:TAG --binary FILE [filer|server] [amd64|arm64]
 #
 # `filer` (unless `server` is said) is what runs in the pods of tasks; `server` is `tesk` with all
 # that a cluster's server needs, and no other engine. The image is tesk-filer:VERSION or
@@ -11,16 +12,29 @@
 # needs rustup and, for the C parts, its gcc (Debian: gcc-aarch64-linux-gnu
 # libc6-dev-arm64-cross); where that is absent, one line says that it was skipped.
 #
-# Prints the size of the binary and how long it takes to start; fails if it is not static, or if
-# the image is larger than 15 MB (filer) or 30 MB (server).
+# With --binary nothing is built: FILE is a program that you have built for this architecture, such
+# as a filer with storage plugins of your own. Its archive is named after its image.
+#
+# Prints the size of the binary and how long it takes to start; fails if it is not static, or, of
+# what is built here, if the image is larger than 15 MB (filer) or 30 MB (server).
 set -eu
+here=$PWD
 cd "$(dirname "$0")/.."
 
-image=
-if [ "${1:-}" = --image ]; then
-    image=$2
+image='' given=''
+while :; do
+    case "${1:-}" in
+    --image) image=$2 ;;
+    --binary)
+        case $2 in
+        /*) given=$2 ;;
+        *) given=$here/$2 ;;
+        esac
+        ;;
+    *) break ;;
+    esac
     shift 2
-fi
+done
 program=filer
 case "${1:-}" in
 filer | server)
@@ -46,6 +60,20 @@ esac
 # The filer has no features to leave out.
 features() { [ "$program" = filer ] || echo --no-default-features; }
 
+if [ -n "$given" ]; then
+    if [ -z "$image" ] || [ $# -gt 1 ]; then
+        echo "build.sh: --binary needs --image, and is of one architecture" >&2
+        exit 2
+    fi
+    if ! [ -x "$given" ]; then
+        echo "build.sh: no such program: $given" >&2
+        exit 2
+    fi
+    # Not in the place of the archive of what is built here.
+    name=${image##*/}
+    name=${name%%[:@]*}
+fi
+
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 image=${image:-$name:$version}
 machine=$(uname -m)
@@ -57,7 +85,7 @@ esac
 [ $# -gt 0 ] || set -- "$native"
 
 # shellcheck disable=SC2046 # none or one word
-if cargo tree --locked -p "$package" $(features) -e normal,build --prefix none | grep -E "^($unwanted) "; then
+if [ -z "$given" ] && cargo tree --locked -p "$package" $(features) -e normal,build --prefix none | grep -E "^($unwanted) "; then
     echo "build.sh: the $program must not depend on these" >&2
     exit 1
 fi
@@ -67,13 +95,8 @@ mkdir -p "$out"
 context=$(mktemp -d)
 trap 'rm -r "$context"' EXIT
 
-build() {
-    architecture=$1
-    case $architecture in
-    amd64) cpu=x86_64 ;;
-    arm64) cpu=aarch64 ;;
-    *) echo "build.sh: no such architecture: $architecture" >&2; exit 2 ;;
-    esac
+# compile: sets `built`, unless this machine cannot build for the architecture.
+compile() {
     target=$cpu-unknown-linux-musl
     # The C parts (ring) need no C library: without a musl compiler a GNU one will do.
     variable=$(echo "$target" | tr - _)
@@ -81,7 +104,7 @@ build() {
         command -v musl-gcc >/dev/null || export "CC_$variable=${CC:-cc}"
     elif ! command -v rustup >/dev/null || ! command -v "$cpu-linux-gnu-gcc" >/dev/null; then
         echo "skipped: the $program for $architecture needs rustup and $cpu-linux-gnu-gcc"
-        return
+        return 0
     else
         export "CC_$variable=$cpu-linux-gnu-gcc"
         # Rust brings the linker and the C library.
@@ -94,6 +117,19 @@ build() {
     cargo build --locked --profile "$profile" --target "$target" -p "$package" --bin "$binary" $(features)
 
     built=${CARGO_TARGET_DIR:-target}/$target/$profile/$binary
+}
+
+build() {
+    architecture=$1
+    case $architecture in
+    amd64) cpu=x86_64 ;;
+    arm64) cpu=aarch64 ;;
+    *) echo "build.sh: no such architecture: $architecture" >&2; exit 2 ;;
+    esac
+    built=$given
+    if [ -z "$built" ]; then compile; fi
+    [ -n "$built" ] || return 0
+
     if LC_ALL=C grep -aq 'ld-linux\|ld-musl' "$built"; then
         echo "build.sh: the binary is not static" >&2
         exit 1
@@ -110,7 +146,7 @@ build() {
             if [ -z "$start" ] || [ "$took" -lt "$start" ]; then start=$took; fi
         done
         echo "start-up: $start µs"
-        if [ "$start" -ge "$slowest" ]; then
+        if [ -z "$given" ] && [ "$start" -ge "$slowest" ]; then
             echo "build.sh: the $program is to start in under $((slowest / 1000)) ms" >&2
             [ "$start" -lt $((slowest * 5)) ] || exit 1
         fi
@@ -122,7 +158,8 @@ build() {
     archive=$out/$name-$architecture.tar
     filer-image/make-image "$image" "$context/root" "$archive" "$config" "$architecture"
     # Unpacked, as a node keeps it.
-    if [ "$(wc -c <"$built")" -gt "$largest" ] || [ "$(wc -c <"$archive")" -gt "$largest" ]; then
+    if [ -z "$given" ] &&
+        { [ "$(wc -c <"$built")" -gt "$largest" ] || [ "$(wc -c <"$archive")" -gt "$largest" ]; }; then
         echo "build.sh: the image is to be at most $((largest / 1000000)) MB" >&2
         exit 1
     fi

@@ -210,11 +210,13 @@ pub enum StoreError {
 }
 
 /// For what a store has, but cannot read.
+#[cfg(any(feature = "local", feature = "kubernetes"))]
 pub(crate) fn corrupt(error: impl std::fmt::Display) -> StoreError {
     StoreError::Corrupt(error.to_string())
 }
 
 /// Refuses more bytes than a store holds.
+#[cfg(any(feature = "local", feature = "kubernetes"))]
 pub(crate) fn within(what: &'static str, size: usize, limit: usize) -> Result<(), StoreError> {
     if size > limit {
         return Err(StoreError::TooLarge { what, size, limit });

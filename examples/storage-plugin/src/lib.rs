@@ -108,14 +108,15 @@ struct AccessUrl {
 impl Drs {
     /// What the service says of an object, or at a path below it.
     async fn ask<T: DeserializeOwned>(&self, url: &StorageUrl, tail: &str) -> Result<T> {
-        // The token must not go to other paths of the host.
-        let path = url.decoded_path();
-        let mut parts = path.split(|byte| matches!(byte, b'/' | b'\\'));
-        if !path.starts_with(b"/") || parts.any(|part| matches!(part, b"." | b"..")) {
-            return fail(ErrorKind::Invalid, url, "is not the name of an object");
-        }
         let address = format!("{}{OBJECTS}{}{tail}", url.host(), url.path());
         let address = self.address(url, &format!("{}://{address}", self.scheme))?;
+        // The token must not go to other paths of the host. A task says a part of this one, and
+        // the service, who may let others make its objects, another.
+        let path = address.decoded_path();
+        let mut parts = path.split(|byte| matches!(byte, b'/' | b'\\'));
+        if url.path().is_empty() || parts.any(|part| matches!(part, b"." | b"..")) {
+            return fail(ErrorKind::Invalid, url, "is not the name of an object");
+        }
         let mut reply = self.service.read(&address, ByteRange::FULL, None).await?;
         let mut text = Vec::new();
         while let Some(chunk) = reply.bytes.try_next().await? {
@@ -144,6 +145,9 @@ impl Drs {
                 return Ok(access);
             }
             if let Some(id) = method.access_id {
+                // As `file:` URLs escape a name: one segment of the path, whatever is in it.
+                let id = StorageUrl::from_path(id.as_ref());
+                let id = id.path().replace('/', "%2F");
                 return self.ask(url, &format!("/access/{id}")).await;
             }
         }

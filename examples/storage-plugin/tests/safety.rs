@@ -78,6 +78,36 @@ async fn no_name_of_an_object_leads_to_other_paths_of_the_host() {
     }
 }
 
+/// An object whose bytes are asked for under this name.
+fn named(access_id: &str) -> Response {
+    let methods = json!([{ "type": "http", "access_id": access_id }]);
+    Json(json!({ "size": 4, "access_methods": methods })).into_response()
+}
+
+#[tokio::test]
+async fn no_name_of_an_access_leads_to_other_paths_of_the_host() {
+    let answers: [Answer; 5] = [
+        |_, _| named(".."),
+        |_, _| named("."),
+        |_, _| named("../../../../../../admin"),
+        |_, _| named("a/../../x"),
+        |_, _| named("..\\x"),
+    ];
+    for answer in answers {
+        let (read, seen) = read("o", answer).await;
+        assert_eq!(read.unwrap_err().kind(), ErrorKind::Invalid);
+        assert_eq!(seen.len(), 1, "{seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_name_of_an_access_is_one_segment_of_the_path() {
+    let (_, seen) = read("o", |_, _| named("%2e%2e/x?y#z é")).await;
+    let (path, _) = seen.last().unwrap();
+    let escaped = "%252e%252e%2Fx%3Fy%23z%20%C3%A9";
+    assert_eq!(path, &format!("/ga4gh/drs/v1/objects/o/access/{escaped}"));
+}
+
 #[tokio::test]
 async fn a_service_does_not_lead_into_private_networks_or_to_other_protocols() {
     let answers: [Answer; 5] = [
